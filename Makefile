@@ -1,0 +1,78 @@
+# Thin targets over public commands; `make` alone lists them.
+# Needs Python 3.11 or newer with its venv module, git and make. Everything else comes into .venv.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV ?= .venv
+WORKERS ?= logical
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# stages are started by dvc as plain `python`
+export PATH := $(abspath $(BIN)):$(PATH)
+
+# 3.11 first: the committed figures were made with it, and the default corpus is its library
+PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13 python3.14 python; do \
+	if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null; then echo $$candidate; break; fi; done)
+
+.PHONY: help setup repro test lint format docs ui bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(BIN)/.dev ## install everything into .venv, and nothing more
+
+repro: $(BIN)/.base ## install, run the pipeline (what is unchanged comes from the cache), sum it up
+	@$(PY) -m pipeline.check
+	@$(PY) -m dvc repro
+	@$(PY) -m pipeline.summary
+
+test: $(BIN)/.dev ## install, run all tests
+	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+lint: $(BIN)/.dev ## ruff (rules and format) and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(BIN)/.dev ## rewrite the code as `make lint` wants it
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+docs: $(BIN)/.dev ## build the pages of docs/ into site/, without network; a broken link is an error
+	@$(PY) -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+ui: $(BIN)/.base ## open MLflow on the recorded runs
+	@$(PY) -m pipeline.ui
+
+bench: $(BIN)/.base ## time the model in models/final on this machine (stage `benchmark`, run afresh)
+	@$(PY) -m dvc repro --single-item --force benchmark
+	@$(PY) -m dvc metrics show metrics/benchmark.json
+
+clean: ## remove tool caches and build left-overs; keeps .venv, data, models, runs, checkpoints
+	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.dvc/*' \
+		-exec rm -rf {} +
+
+# --------------------------------------------------------------------------- installation
+# Each stamp is written last, so an interrupted installation goes on at the next call.
+
+$(BIN)/.base: pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "error: found no Python 3.11 or newer with the modules venv and ensurepip;" >&2; \
+		echo "install one (Debian: apt install python3 python3-venv) or name one:" >&2; \
+		echo "make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		echo "making $(VENV) with $$($(PYTHON) --version)"; \
+		rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)"; fi
+	@echo "installing packages into $(VENV) (about 2 GB; takes a few minutes the first time)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.base
+	@echo "installing what tests and checks need"
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,134 @@
+"""The shape of a Transformer language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from llm_trainer.config.base import Config, at_least, within
+from llm_trainer.exceptions import ConfigurationError, ModelConfigurationError
+
+Activation = Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu"]
+GATED_ACTIVATIONS = ("swiglu", "geglu")
+
+
+@dataclass
+class ModelConfig(Config):
+    """Architecture of `TransformerLM`.
+
+    Combinations map onto public architectures, so that exports are exact: swiglu + rmsnorm + rope
+    is Llama (Qwen3 with `qk_norm`), gelu + layernorm + rope is GPT-NeoX, gelu + layernorm +
+    learned is GPT-2.
+    """
+
+    section: ClassVar[str] = "model"
+    error: ClassVar[type[ConfigurationError]] = ModelConfigurationError
+
+    vocab_size: int = 50000
+    """Token ids: 0 to vocab_size - 1. Set from the tokenizer in the pipeline."""
+    d_model: int = 768
+    """Width of the residual stream, in features."""
+    n_heads: int = 12
+    """Query heads; must divide d_model."""
+    n_layers: int = 12
+    """Transformer blocks."""
+    d_ff: int = 3072
+    """Width of the feed-forward layer, in features. Gated activations have three matrices of this
+    width instead of two, so 2/3 of it costs the same."""
+    max_seq_len: int = 1024
+    """Longest sequence, in tokens, that positions are defined for."""
+    dropout: float = 0.1
+    """Probability of dropping a feature after the embedding and after each sub-layer."""
+    attention_dropout: float = 0.1
+    """Probability of dropping an attention weight."""
+    activation: Activation = "gelu"
+    """gelu is the exact (erf) form; relu2 is ReLU squared (So et al. 2021); swiglu and geglu are
+    gated (Shazeer 2020)."""
+    pre_norm: bool = True
+    """Normalise before each sub-layer (GPT-2 and later) instead of after it (Vaswani et al.)."""
+    use_learned_pos_emb: bool = False
+    """Learned absolute positions. Off means `position`, whose default is rotary."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    n_kv_heads: int | None = None
+    """Key and value heads (grouped-query attention, Ainslie et al. 2023); must divide n_heads.
+    None means n_heads."""
+    norm: Literal["rmsnorm", "layernorm"] = "layernorm"
+    """Normalisation layer."""
+    position: Literal["rope", "learned", "sinusoidal"] | None = None
+    """How positions enter. None means learned if use_learned_pos_emb, else rope."""
+    qk_norm: bool = False
+    """RMSNorm over each query and key head before the rotation, as in Qwen3."""
+    tie_embeddings: bool = True
+    """Use the token embedding as output matrix too."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Added to the variance in normalisation."""
+    init_std: float = 0.02
+    """Standard deviation of the initial matrices and embeddings."""
+    init: Literal["scaled", "zero"] = "scaled"
+    """Output projections of each sub-layer: normal with deviation init_std / sqrt(2 n_layers) as in
+    GPT-2, or zero, so that each block starts as the identity."""
+
+    @property
+    def d_head(self) -> int:
+        """Features per attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads, resolved."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def position_kind(self) -> Literal["rope", "learned", "sinusoidal"]:
+        """How positions enter, resolved."""
+        if self.position is not None:
+            return self.position
+        return "learned" if self.use_learned_pos_emb else "rope"
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate matrix."""
+        return self.activation in GATED_ACTIVATIONS
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one line each."""
+        found = []
+        for name in ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads"):
+            found += at_least(name, getattr(self, name), 1)
+        found += at_least("max_seq_len", self.max_seq_len, 2)
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                found.append(f"{name} ({getattr(self, name)}) must be from 0 to below 1")
+        if found:
+            return found
+        if self.d_model % self.n_heads:
+            fitting = [str(n) for n in range(1, 65) if self.d_model % n == 0]
+            near = sorted(fitting, key=lambda n: abs(int(n) - self.n_heads))[:4]
+            choices = ", ".join(sorted(near, key=int))
+            found.append(
+                f"d_model ({self.d_model}) must be divisible by n_heads ({self.n_heads}); "
+                f"try n_heads of {choices}"
+            )
+        elif self.position_kind == "rope" and self.d_head % 2:
+            found.append(
+                f"d_model / n_heads ({self.d_head}) must be even for rotary positions; change "
+                f"n_heads ({self.n_heads}) or use position: learned"
+            )
+        if self.n_heads % self.num_kv_heads:
+            found.append(
+                f"n_heads ({self.n_heads}) must be divisible by n_kv_heads ({self.n_kv_heads})"
+            )
+        if self.use_learned_pos_emb and self.position not in (None, "learned"):
+            found.append(
+                f"use_learned_pos_emb: true contradicts position: {self.position}; set one of them"
+            )
+        if self.rope_theta <= 0:
+            found.append(f"rope_theta ({self.rope_theta}) must be above 0")
+        found += within("init_std", self.init_std, 1e-6, 10.0)
+        found += within("norm_eps", self.norm_eps, 1e-12, 1.0)
+        return found

@@ -1,0 +1,138 @@
+"""Configuration of the stages after training, and of what changes no result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from llm_trainer.config.base import Config, at_least, within
+from llm_trainer.config.training import Backend
+
+
+@dataclass
+class EvaluationConfig(Config):
+    """What `evaluate` measures on a trained model."""
+
+    section: ClassVar[str] = "evaluation"
+
+    batch_size: int = 16
+    """Rows per forward pass; changes memory and speed, not the result beyond rounding."""
+    confidence: float = 0.95
+    """Level of the confidence interval of bits per byte."""
+    prompts: list[str] = field(default_factory=lambda: ["def ", "import ", "class "])
+    """Fixed prompts that samples continue."""
+    samples_per_prompt: int = 2
+    """Samples of each prompt."""
+    max_new_tokens: int = 96
+    """New tokens of each sample."""
+    temperature: float = 0.8
+    """Sampling temperature; 0 is greedy."""
+    top_k: int | None = 50
+    """Sample from the k likeliest tokens; null for all."""
+    top_p: float | None = 0.95
+    """Sample from the smallest set of tokens with this probability; null for all."""
+    repetition_penalty: float = 1.0
+    """Divide the logits of tokens already present by this; 1 is off."""
+    seed: int = 0
+    """Seed of the samples."""
+    near_duplicate_threshold: float = 0.8
+    """Jaccard similarity of word 5-grams from which two documents count as nearly equal in the
+    leak report."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one line each."""
+        found = []
+        for name in ("batch_size", "samples_per_prompt", "max_new_tokens", "top_k"):
+            found += at_least(name, getattr(self, name), 1)
+        for name in ("temperature", "seed"):
+            found += at_least(name, getattr(self, name), 0)
+        if not 0.5 <= self.confidence < 1.0:
+            found.append(f"confidence ({self.confidence}) must be from 0.5 to below 1")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            found.append(f"top_p ({self.top_p}) must be above 0 and at most 1")
+        if self.repetition_penalty <= 0:
+            found.append(f"repetition_penalty ({self.repetition_penalty}) must be above 0")
+        found += within("near_duplicate_threshold", self.near_duplicate_threshold, 0.1, 1.0)
+        if not self.prompts:
+            found.append("prompts is empty; give at least one")
+        return found
+
+
+@dataclass
+class BenchmarkConfig(Config):
+    """What `benchmark` times on a trained model."""
+
+    section: ClassVar[str] = "benchmark"
+
+    training_steps: int = 10
+    """Timed optimizer steps, after warmup_steps."""
+    warmup_steps: int = 2
+    """Steps and generations before timing starts."""
+    batch_size: int = 8
+    """Rows per training step."""
+    generation_batch_sizes: list[int] = field(default_factory=lambda: [1, 8])
+    """Prompts generated at once."""
+    prompt_tokens: int = 32
+    """Length of the prompts, in tokens."""
+    new_tokens: int = 64
+    """Tokens generated after each prompt."""
+    repeats: int = 3
+    """Timed generations; the median counts."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one line each."""
+        found = []
+        for name in ("training_steps", "batch_size", "prompt_tokens", "repeats"):
+            found += at_least(name, getattr(self, name), 1)
+        found += at_least("new_tokens", self.new_tokens, 2)
+        found += at_least("warmup_steps", self.warmup_steps, 0)
+        if not self.generation_batch_sizes or min(self.generation_batch_sizes) < 1:
+            found.append(
+                f"generation_batch_sizes ({self.generation_batch_sizes}) needs sizes from 1"
+            )
+        return found
+
+
+@dataclass
+class RuntimeConfig(Config):
+    """What changes no result, so that no stage runs again for it: machine, logging, tracking."""
+
+    section: ClassVar[str] = "runtime"
+
+    device: str = "auto"
+    """auto (cuda, mps, cpu in this order), or a torch device such as cuda:1."""
+    num_threads: int | None = None
+    """CPU threads of torch; null for one per physical core. Another number rounds differently."""
+    preprocessing_num_workers: int | None = None
+    """Processes that tokenize; null for one per core. Any number gives the same bytes."""
+    logging_steps: int = 10
+    """Optimizer steps between log records."""
+    save_steps: int = 200
+    """Optimizer steps between checkpoints."""
+    save_total_limit: int = 2
+    """Newest checkpoints to keep while training."""
+    keep_finished: int = 3
+    """Finished runs whose last checkpoint is kept in checkpoint_root."""
+    checkpoint_root: str = ".checkpoints"
+    """Where runs in progress live, relative to the main checkout; no DVC output."""
+    report_to: list[Backend] = field(default_factory=lambda: ["mlflow", "tensorboard", "console"])
+    """Trackers beside the local JSON lines that are always written."""
+    tracking_uri: str | None = None
+    """MLflow server; null for MLFLOW_TRACKING_URI, or else mlflow.db in the main checkout."""
+    experiment_name: str = "llm-trainer"
+    """MLflow experiment that runs are filed under."""
+    strict_resume: bool = False
+    """Refuse, rather than warn, when a resumed run would not be bitwise equal."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one line each."""
+        found = []
+        for name in (
+            "num_threads", "preprocessing_num_workers", "logging_steps", "save_total_limit",
+        ):  # fmt: skip
+            found += at_least(name, getattr(self, name), 1)
+        for name in ("save_steps", "keep_finished"):
+            found += at_least(name, getattr(self, name), 0)
+        if not self.experiment_name:
+            found.append("experiment_name is empty")
+        return found

@@ -1,0 +1,113 @@
+"""Causal self-attention with grouped queries, rotary positions, QK-norm and a KV cache.
+
+Two kernels give the same numbers up to rounding. `sdpa` is torch's fused attention: flash on
+CUDA, and the faster one in eager mode on a CPU. `masked` is written out, which `torch.compile`
+fuses on a CPU into something faster than the fused kernel; it stores the (time x time) weights, so
+its memory grows with the square of the row.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_trainer.config.model import ModelConfig
+from llm_trainer.models.cache import KVCache
+from llm_trainer.models.layers import RMSNorm, apply_rope
+
+AttentionKernel = Literal["sdpa", "masked"]
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention of one layer.
+
+    Query, key and value projections are one matrix of n_heads + 2 n_kv_heads blocks of d_head rows
+    each, in this order.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.num_kv_heads
+        self.d_head = config.d_head
+        self.attention_dropout = config.attention_dropout
+        self.kernel: AttentionKernel = "sdpa"
+        width = (config.n_heads + 2 * config.num_kv_heads) * config.d_head
+        self.qkv = nn.Linear(config.d_model, width, bias=config.bias)
+        rows = [
+            n * config.d_head for n in (config.n_heads, config.num_kv_heads, config.num_kv_heads)
+        ]
+        self.fused_blocks = {"qkv.weight": tuple(rows)}
+        """Matrices that are stored as one: parameter -> rows of each. Muon treats them apart."""
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.q_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (batch, time, d_model).
+            rope: cosines and sines for the positions of x, or None.
+            mask: True where a query may look, broadcastable to (batch, heads, time, keys); None
+                means plain causal attention within x.
+            cache: holds the keys and values before x, and takes those of x.
+        """
+        batch, time, d_model = x.shape
+        heads = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+        qkv = self.qkv(x).view(batch, time, sum(heads), self.d_head)
+        q, k, v = qkv.transpose(1, 2).split(heads, dim=1)  # each (batch, heads, time, d_head)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if cache is not None:
+            k, v = cache.write(self.layer, k, v)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        dropout = self.attention_dropout if self.training else 0.0
+        if self.kernel == "masked":
+            y = masked_attention(q, k, v, mask, dropout)
+        else:
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=dropout,
+                enable_gqa=self.n_heads != self.n_kv_heads,
+            )  # fmt: skip
+        y = y.transpose(1, 2).reshape(batch, time, d_model)
+        out: Tensor = self.dropout(self.out(y))
+        return out
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """softmax(q k^T / sqrt(d_head) + mask) v, written out.
+
+    Args:
+        q: (batch, heads, time, d_head).
+        k, v: (batch, kv_heads, keys, d_head).
+        mask: True where a query may look; None means causal, with time equal to keys.
+        dropout: probability of dropping a weight.
+    """
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5  # (batch, heads, time, keys)
+    if mask is None:
+        time = q.shape[2]
+        mask = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
+    weights = scores.float().masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    out: Tensor = weights @ v
+    return out

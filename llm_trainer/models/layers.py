@@ -1,0 +1,104 @@
+"""Normalisation, positions and the feed-forward layer.
+
+Sources: RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021, half-split form as in
+GPT-NeoX and Llama), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm_trainer.config.model import ModelConfig
+
+
+def make_norm(config: ModelConfig, width: int) -> nn.Module:
+    """The configured normalisation over the last dimension, of `width` features."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(width, config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in the dtype of x; the mean square is taken in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., width)."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale * self.weight).to(x.dtype)
+
+
+def rope_tables(length: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (length, d_head / 2), float32."""
+    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + d_head/2) of x, (batch, heads, time, d_head).
+
+    cos and sin are (time, d_head/2) or (batch, 1, time, d_head/2).
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
+
+
+def sinusoidal_table(length: int, width: int) -> Tensor:
+    """Fixed sinusoidal positions (Vaswani et al. 2017, section 3.5), (length, width)."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    pairs = torch.arange(0, width, 2, dtype=torch.float32)
+    angle = position * torch.exp(-math.log(10000.0) * pairs / width)
+    table = torch.zeros(length, width)
+    table[:, 0::2] = angle.sin()
+    table[:, 1::2] = angle.cos()[:, : width // 2]
+    return table
+
+
+class FeedForward(nn.Module):
+    """Two matrices and an activation, or three with a gate.
+
+    Gate and up projections are one matrix, so that they are one product.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.d_ff = config.d_ff
+        width = 2 * config.d_ff if config.gated else config.d_ff
+        self.up = nn.Linear(config.d_model, width, bias=config.bias)
+        self.fused_blocks = {"up.weight": (config.d_ff, config.d_ff)} if config.gated else {}
+        """Matrices that are stored as one: parameter -> rows of each. Muon treats them apart."""
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, time, d_model) to the same shape."""
+        hidden = self.up(x)  # (batch, time, d_ff or 2 d_ff)
+        match self.activation:
+            case "swiglu":
+                gate, up = hidden.chunk(2, dim=-1)
+                hidden = F.silu(gate) * up
+            case "geglu":
+                gate, up = hidden.chunk(2, dim=-1)
+                hidden = F.gelu(gate) * up
+            case "gelu":
+                hidden = F.gelu(hidden)
+            case "relu":
+                hidden = F.relu(hidden)
+            case "relu2":
+                hidden = F.relu(hidden).square()
+            case "silu":
+                hidden = F.silu(hidden)
+        out: Tensor = self.dropout(self.down(hidden))
+        return out

@@ -1,0 +1,223 @@
+"""From a position in the row stream to the tensors of a micro-batch.
+
+The stream is endless: position p is row `permute(p mod n)` of epoch `p div n` (see `data.order`).
+Micro-batch k of a run takes positions k B to (k + 1) B - 1, whatever happened before, so a
+checkpoint needs one integer and no loader has any state. Batches are always full: the last one of
+an epoch reaches into the next. Packed rows come straight from the memory map at a hundred million
+tokens a second, so there are no worker processes to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from llm_trainer.data.order import rows_at
+from llm_trainer.exceptions import DataError, TrainingError
+
+IGNORED = -100
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Rows of equal length, readable in any order: packed shards, or a data set in memory."""
+
+    @property
+    def row_length(self) -> int:
+        """Tokens per row, padding included."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, (n, row_length), and the number of valid ones in each row, (n,)."""
+
+    def segments(self, indices: np.ndarray) -> np.ndarray:
+        """Number of the document within its row for each token, (n, row_length)."""
+
+    def documents(self, index: int) -> list[int]:
+        """Document of each piece of a row."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch."""
+
+    input_ids: Tensor
+    """(rows, time) long."""
+    labels: Tensor
+    """(rows, time) long; the ids, with IGNORED where there is no target."""
+    segments: Tensor | None
+    """(rows, time) document numbers, if attention stays within documents."""
+
+    @property
+    def num_targets(self) -> int:
+        """Valid targets: labels from the second position on that are not IGNORED."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; from pinned memory the copy is asynchronous."""
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+
+        def move(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+
+        segments = None if self.segments is None else move(self.segments)
+        return Batch(move(self.input_ids), move(self.labels), segments)
+
+
+def num_rows(dataset: RowSource | Dataset[Any]) -> int:
+    """Rows of a data set.
+
+    Raises:
+        DataError: there are none, or it cannot tell (only map-style data sets can).
+    """
+    try:
+        count = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        raise DataError(
+            f"{type(dataset).__name__} has no length; a training data set must be map-style"
+        ) from None
+    if count == 0:
+        raise DataError("the training data set has no rows; is max_length longer than the text?")
+    return count
+
+
+class BatchStream:
+    """Micro-batches of a data set by number.
+
+    Args:
+        dataset: a `RowSource`, or any map-style torch data set of dictionaries with `input_ids`
+            and optionally `labels` and `attention_mask`, all items of one length.
+        batch_size: rows per micro-batch.
+        seed: sub-seed of the row order.
+        shuffle: keep the order of the data set if False.
+        document_mask: yield `segments`; needs a `RowSource`.
+        num_workers: processes that read a data set that is no `RowSource`.
+
+    Raises:
+        DataError: an empty data set.
+        TrainingError: `document_mask` with a data set that has no document boundaries.
+    """
+
+    def __init__(
+        self,
+        dataset: RowSource | Dataset[Any],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        document_mask: bool = False,
+        num_workers: int = 0,
+    ) -> None:
+        self.num_rows = len(dataset)  # type: ignore[arg-type]
+        if self.num_rows == 0:
+            raise DataError(
+                "the training data set has no rows; is max_length longer than the text?"
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.document_mask = document_mask
+        self.num_workers = num_workers
+        self._ahead: Any = None
+        self._next = -1
+        if document_mask and not isinstance(dataset, RowSource):
+            raise TrainingError(
+                f"document_mask needs packed rows that know their documents, and "
+                f"{type(dataset).__name__} does not; set document_mask: false"
+            )
+
+    def row_indices(self, number: int) -> np.ndarray:
+        """Rows of micro-batch `number`, (batch_size,) int64."""
+        start = number * self.batch_size
+        positions = np.arange(start, start + self.batch_size, dtype=np.int64)
+        return rows_at(positions, self.num_rows, self.seed, shuffle=self.shuffle)
+
+    def load(self, number: int) -> Batch:
+        """Micro-batch `number`."""
+        if isinstance(self.dataset, RowSource):
+            return self._from_rows(self.dataset, self.row_indices(number))
+        if self.num_workers == 0:
+            return collate([self.dataset[int(i)] for i in self.row_indices(number)])
+        if number != self._next:
+            self._ahead = iter(self._loader(number))
+        self._next = number + 1
+        batch: Batch = next(self._ahead)
+        return batch
+
+    def _from_rows(self, source: RowSource, indices: np.ndarray) -> Batch:
+        ids, lengths = source.rows(indices)
+        input_ids = torch.from_numpy(ids.astype(np.int64))
+        labels = input_ids
+        if int(lengths.min()) < source.row_length:
+            beyond = torch.arange(source.row_length) >= torch.from_numpy(lengths)[:, None]
+            labels = input_ids.masked_fill(beyond, IGNORED)
+        segments = torch.from_numpy(source.segments(indices)) if self.document_mask else None
+        return Batch(input_ids, labels, segments)
+
+    def _loader(self, first: int) -> DataLoader[Any]:
+        return DataLoader(
+            self.dataset,  # type: ignore[arg-type]
+            batch_sampler=_Ahead(self, first),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            timeout=120,
+            worker_init_fn=_ignore_interrupts,
+        )
+
+
+class _Ahead:
+    """Index lists of the micro-batches from `first` on, without end."""
+
+    def __init__(self, stream: BatchStream, first: int) -> None:
+        self.stream, self.first = stream, first
+
+    def __iter__(self) -> Any:
+        number = self.first
+        while True:
+            yield self.stream.row_indices(number).tolist()
+            number += 1
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the trainer saves and then ends its workers
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def collate(items: Sequence[Any]) -> Batch:
+    """Items of a map-style data set as one batch; padding by `attention_mask` is no target.
+
+    Raises:
+        DataError: items that are no dictionaries with `input_ids`, or of different lengths.
+    """
+    try:
+        ids = [torch.as_tensor(item["input_ids"], dtype=torch.long) for item in items]
+    except (TypeError, KeyError, IndexError) as error:
+        raise DataError(
+            "items of a training data set must be dictionaries with 'input_ids'; "
+            f"found {type(items[0]).__name__}"
+        ) from error
+    if len({row.shape for row in ids}) > 1:
+        raise DataError(
+            f"rows of different lengths ({sorted({len(row) for row in ids})}) in one batch; pad or "
+            f"pack them, for example with LanguageModelingDataset"
+        )
+    input_ids = torch.stack(ids)
+    labels = input_ids
+    if "labels" in items[0]:
+        labels = torch.stack([torch.as_tensor(item["labels"], dtype=torch.long) for item in items])
+    elif "attention_mask" in items[0]:
+        mask = torch.stack([torch.as_tensor(item["attention_mask"]) for item in items])
+        labels = input_ids.masked_fill(mask == 0, IGNORED)
+    return Batch(input_ids, labels, None)

@@ -1,0 +1,70 @@
+"""Whether model, tokenizer and data belong together, asked before any long work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_trainer.config.model import ModelConfig
+from llm_trainer.exceptions import IntegrityError, ModelConfigurationError, TrainingError
+from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.utils.evaluation import check_tokenizer
+from llm_trainer.utils.parameters import calculate_parameters
+
+if TYPE_CHECKING:
+    from llm_trainer.tokenizer import BPETokenizer
+
+
+def check_fit(model: TransformerLM, tokenizer: BPETokenizer, *datasets: Any) -> None:
+    """Check digests, vocabulary and lengths; a data set may be None, or tell nothing of itself.
+
+    Raises:
+        IntegrityError: model or data were made with another tokenizer.
+        TrainingError: ids or rows do not fit the model.
+    """
+    digest = tokenizer.digest
+    check_tokenizer(model, digest)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise TrainingError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}; set the model's vocab_size to it"
+        )
+    for dataset in datasets:
+        packed = getattr(dataset, "tokenizer_digest", None)
+        if packed is not None and packed != digest:
+            raise IntegrityError(
+                f"the data was packed with tokenizer {packed[:12]}, not with {digest[:12]}; run "
+                f"`dvc repro pack_sequences`"
+            )
+        length = getattr(dataset, "row_length", 0)
+        if length > model.config.max_seq_len:
+            raise TrainingError(
+                f"rows of {length} tokens are longer than the model's max_seq_len "
+                f"({model.config.max_seq_len}); pack shorter rows or raise it"
+            )
+
+
+def check_same_model(model: TransformerLM, config: ModelConfig) -> None:
+    """Check that `config` describes `model`.
+
+    Raises:
+        ModelConfigurationError: it does not; each field that differs is named with both values.
+    """
+    config.validate()
+    ours, given = model.config.to_dict(), config.to_dict()
+    differences = [
+        f"{name}: the model has {ours[name]!r}, model_config says {given[name]!r}"
+        for name in ours
+        if ours[name] != given[name]
+    ]
+    if differences:
+        raise ModelConfigurationError(
+            f"model_config is not that of the model ({'; '.join(differences)}); make the model "
+            f"from it: TransformerLM(model_config)"
+        )
+    # the model keeps the config it was made from, so a field set afterwards differs from neither
+    if model.get_num_params() != calculate_parameters(config):
+        raise ModelConfigurationError(
+            f"model_config was changed after the model was made from it: the model has "
+            f"{model.get_num_params():,} parameters, one of model_config has "
+            f"{calculate_parameters(config):,}; make the model after the last change"
+        )

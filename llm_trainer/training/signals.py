@@ -1,0 +1,63 @@
+"""Stop on request: the first SIGINT or SIGTERM asks, the second ends the process at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Set by the first signal; the training loop looks at it after each micro-batch.
+
+    Until the loop sets `idle` to False there is nothing to save, and the first signal ends the
+    process at once: compiling the first step may take a minute.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.idle = True
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM, as shells report them."""
+        assert self.signal is not None
+        return 128 + self.signal
+
+    def receive(self, number: int, _frame: FrameType | None) -> None:
+        """Signal handler."""
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        if self.idle:
+            logger.warning("%s: nothing to save yet", signal.Signals(number).name)
+            raise SystemExit(self.exit_code)
+        logger.warning(
+            "%s: saving a checkpoint after this micro-batch; once more ends at once",
+            signal.Signals(number).name,
+        )
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Handle SIGINT and SIGTERM in the body; the former handlers come back after.
+
+    Signals can only be handled in the main thread; in another one the request is never set.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, request.receive) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,392 @@
+"""`Trainer`: the training loop, with exact resume.
+
+A run is a function of configuration, data and code. Row order, dropout and learning rate are
+functions of the position in the run, so a checkpoint is weights, optimizer tensors and a few
+integers, and a run that is stopped at any micro-batch and resumed ends in the same bytes as one
+that never was. The loop itself is `_train_epoch`; each thing it does is a named method below it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from llm_trainer.config.training import TrainingConfig
+from llm_trainer.exceptions import CheckpointError
+from llm_trainer.files import hold_lock
+from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.training import checkpoint as checkpoints
+from llm_trainer.training.batches import BatchStream, RowSource
+from llm_trainer.training.execution import (
+    Execution,
+    deterministic_algorithms,
+    resolve_execution,
+)
+from llm_trainer.training.non_finite import NonFinite
+from llm_trainer.training.optimizer import optimizer_from_config, set_learning_rates
+from llm_trainer.training.reporting import Reporter, TrackingOptions, sample_texts
+from llm_trainer.training.result import TrainingResult as TrainingResult
+from llm_trainer.training.scheduler import clamp_warmup, resolve_warmup, schedule
+from llm_trainer.training.seeds import sub_seed
+from llm_trainer.training.signals import StopRequest, stop_on_signals
+from llm_trainer.training.silent import SilentReporter
+from llm_trainer.training.state import TrainerState
+from llm_trainer.training.trainer_base import TrainerBase
+
+if TYPE_CHECKING:
+    from llm_trainer.tokenizer import BPETokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainerBase):
+    """Trains a `TransformerLM`.
+
+    Args:
+        model: trained in place.
+        tokenizer: the one the data was encoded with; recorded with the model.
+        config: see `TrainingConfig`.
+        train_dataset: packed rows, a `LanguageModelingDataset`, or any map-style torch data set of
+            dictionaries with `input_ids`.
+        eval_dataset: the same, for evaluation.
+        device: where to train; None chooses by `get_device`.
+        tracking: names and places for trackers; None derives them from `config.checkpoint_dir`.
+
+    Raises:
+        TrainingError: model, tokenizer and data do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: TransformerLM,
+        tokenizer: BPETokenizer,
+        config: TrainingConfig,
+        train_dataset: RowSource | Dataset[Any] | None = None,
+        eval_dataset: RowSource | Dataset[Any] | None = None,
+        *,
+        device: torch.device | str | None = None,
+        tracking: TrackingOptions | None = None,
+    ) -> None:
+        super().__init__(
+            model, tokenizer, config, train_dataset, eval_dataset, device=device, tracking=tracking
+        )
+        self.state = TrainerState()
+        self._report: Reporter = SilentReporter()
+        self._is_set_up = False
+
+    # ------------------------------------------------------------------ the public way in
+
+    def train(
+        self,
+        resume_from_checkpoint: str | Path | Literal["auto"] | None = None,
+        *,
+        allow_changes: bool = False,
+    ) -> TrainingResult:
+        """Train to the end of the run, saving checkpoints on the way.
+
+        On SIGINT or SIGTERM the micro-batch in hand is finished, a checkpoint is committed, and the
+        process exits with 130 or 143; the same call with `resume_from_checkpoint="auto"` goes on.
+
+        Args:
+            resume_from_checkpoint: a checkpoint directory, which must be whole; "auto" for the
+                newest whole one in `checkpoint_dir`, if any; None starts afresh, and checkpoints
+                of an earlier run are moved aside.
+            allow_changes: continue a checkpoint of another configuration, with a warning.
+
+        Raises:
+            TrainingError: no data, or a non-finite loss or gradient under `nan_policy: stop`.
+            CheckpointError: the checkpoint belongs to another run.
+            IntegrityError: an explicitly named checkpoint is damaged.
+            LockHeldError: another process trains in `checkpoint_dir`.
+        """
+        directory = Path(self.config.checkpoint_dir)
+        with (
+            hold_lock(directory / "lock", "train"),
+            stop_on_signals() as stop,
+        ):
+            self._set_up(stop)
+            with deterministic_algorithms(self.execution.deterministic):
+                self._resume(directory, resume_from_checkpoint, allow_changes)
+                self._report = Reporter.open(self, resumed=self.state.step or None)
+                try:
+                    while self.state.step < self.total_steps:
+                        self._train_epoch()
+                    return self._finish()
+                except BaseException as error:
+                    stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+                    self._report.close("KILLED" if stopped else "FAILED")
+                    raise
+                finally:
+                    self._report = SilentReporter()
+
+    # ------------------------------------------------------------------ the loop
+
+    def _train_epoch(self) -> None:
+        """Train to the end of the present epoch, or of the run if that comes first.
+
+        `train` calls it; on its own it goes on from `state` without lock, signals and trackers.
+        """
+        self._require_set_up()
+        end = min(self.total_steps, self._epoch_end(self._epoch()))
+        self.model.train()
+        while self.state.step < end:
+            started = time.monotonic()
+            batches = [self._stream.load(n) for n in self._micro_batches()]
+            targets = sum(batch.num_targets for batch in batches)
+            for batch in batches[self.state.micro_step :]:
+                self._accumulate(batch, targets)
+                self._stop_if_asked(started)
+            self._optimizer_step(targets)
+            self.state.seconds += time.monotonic() - started
+            self._log()
+            if self._is_due(self.config.eval_steps) and self.config.eval_strategy == "steps":
+                self._evaluate()
+            if self._is_due(self.config.sample_steps):
+                self._sample()
+            if self._is_due(self.config.save_steps):
+                self._save_checkpoint()
+        if self.config.eval_strategy == "epoch":
+            self._evaluate()
+
+    def _micro_batches(self) -> range:
+        """Numbers of the micro-batches of the present step."""
+        accumulation = self.config.gradient_accumulation_steps
+        first = self.state.step * accumulation
+        return range(first, first + accumulation)
+
+    def _accumulate(self, batch: Any, targets: int) -> None:
+        """Forward and backward of one micro-batch into the gradients."""
+        number = self._micro_batches()[self.state.micro_step]
+        if self._drops:
+            # keyed by the micro-batch, so that dropout does not depend on what ran before
+            torch.manual_seed(sub_seed(self.config.seed, "dropout", number))
+        batch = batch.to(self.device)
+        loss = self._loss(batch.input_ids, batch.labels, batch.segments)
+        self._scaler.scale(loss / max(targets, 1)).backward()
+        self._pending.append(loss.detach())
+        self.state.tokens += batch.input_ids.numel()
+        self.state.micro_step += 1
+        self._stop.idle = False
+
+    def _settle(self) -> None:
+        """Add the losses of the micro-batches to the state: the one wait for the device a step."""
+        for loss in self._pending:
+            self.state.partial_loss += float(loss)
+        self._pending.clear()
+
+    def _optimizer_step(self, targets: int) -> None:
+        """Clip, check, and step with this step's learning rate."""
+        self._settle()
+        factor = self._factor(self.state.step)
+        set_learning_rates(self.optimizer, factor)
+        self._scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        loss = self.state.partial_loss / targets if targets else math.nan
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        overflow = self.execution.scales_gradients and math.isfinite(loss) and not finite
+        if finite or overflow:  # of an overflow in float16 the scaler takes care
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+            self.state.skipped = 0
+        else:
+            self._handle_non_finite(loss, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.history.append((loss, self.config.learning_rate * factor, norm))
+        self.state.step += 1
+        self.state.micro_step, self.state.partial_loss = 0, 0.0
+
+    def _clip(self) -> float:
+        """Clip the whole gradient to max_grad_norm; return its norm before."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.config.max_grad_norm, norm
+            )
+        return float(norm)
+
+    def _handle_non_finite(self, loss: float, norm: float) -> None:
+        """Leave the weights alone; stop with a report, or go on under `nan_policy: skip`."""
+        self.state.skipped += 1
+        step = self.state.step
+        rows = [int(row) for n in self._micro_batches() for row in self._stream.row_indices(n)]
+        report = NonFinite(step, loss, norm, self.config.learning_rate * self._factor(step), rows)
+        report.handle(self.config, self.state.skipped)
+
+    def _stop_if_asked(self, started: float) -> None:
+        """Commit a checkpoint and leave, if a signal came."""
+        if self._stop.signal is None:
+            return
+        self.state.seconds += time.monotonic() - started
+        path = self._save_checkpoint()
+        logger.warning(
+            "stopped at step %d; the same command goes on from %s", self.state.step, path
+        )
+        raise SystemExit(self._stop.exit_code)
+
+    def _is_due(self, interval: int) -> bool:
+        return interval > 0 and (
+            self.state.step % interval == 0 and self.state.step < self.total_steps
+        )
+
+    def _log(self) -> None:
+        """Progress bar at every step, a record every logging_steps."""
+        self._report.step()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate on eval_batches of the evaluation data, record it, and return it."""
+        if self.eval_dataset is None:
+            return {}
+        if self.state.evaluations and self.state.evaluations[-1]["step"] == self.state.step:
+            return self.state.evaluations[-1]
+        entry = {"step": self.state.step, **self._evaluator().run(self.config.eval_batches)}
+        self.state.evaluations.append(entry)
+        self._report.evaluation(entry)
+        self.model.train()
+        return entry
+
+    def _sample(self) -> None:
+        """Generate from the sample prompts and record the texts."""
+        for number, text in enumerate(sample_texts(self)):
+            self._report.sample(number, text)
+        self.model.train()
+
+    def _save_checkpoint(self) -> Path:
+        """Commit a checkpoint of the present state, drop the oldest, and return its path."""
+        self._require_set_up()
+        self._settle()
+        self._report.flush()
+        directory = Path(self.config.checkpoint_dir)
+        path = checkpoints.save_checkpoint(
+            directory, self.model, self.optimizer, self.state,
+            identity=self._identity(), environment=self.execution.environment(),
+            scaler=self._scaler.state_dict() or None,
+        )  # fmt: skip
+        checkpoints.prune_checkpoints(directory, self.config.save_total_limit)
+        return path
+
+    def _finish(self) -> TrainingResult:
+        """Evaluate, commit the last checkpoint, close the trackers."""
+        evaluation = self._evaluate()
+        if self.config.sample_steps:
+            self._sample()
+        self._save_checkpoint()
+        self.model.eval()
+        self._report.close("FINISHED")
+        return TrainingResult.of(self.state, evaluation)
+
+    # ------------------------------------------------------------------ setting up
+
+    def _set_up(self, stop: StopRequest) -> None:
+        """Everything that the loop uses, made anew from configuration and data."""
+        dataset = self._require_data()
+        self._stop = stop
+        self._stream = BatchStream(
+            dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
+            document_mask=self.config.document_mask,
+            num_workers=self.config.dataloader_num_workers,
+        )  # fmt: skip
+        plan = self.plan()
+        self.total_steps = plan.steps
+        self.execution: Execution = resolve_execution(self.config, self.device, plan.total_flops)
+        warmup = clamp_warmup(resolve_warmup(self.config, plan.steps), plan.steps, logger.warning)
+        self._factor = schedule(self.config, plan.steps, warmup)
+        self.optimizer = optimizer_from_config(self.model, self.config)
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.execution.scales_gradients
+        )
+        compiled_cpu = self.execution.compiled and self.device.type == "cpu"
+        self.model.set_attention_kernel("masked" if compiled_cpu else "sdpa")
+        self._loss = self.execution.loss_function(self.model)
+        model = self.model.config
+        self._pending: list[Tensor] = []
+        self._drops = model.dropout > 0 or model.attention_dropout > 0
+        self._is_set_up = True
+
+    def _require_set_up(self) -> None:
+        """Set up for a method that is called on its own, outside of `train`."""
+        if not self._is_set_up:
+            self._set_up(StopRequest())
+
+    def _resume(self, directory: Path, resume_from: str | Path | None, allow_changes: bool) -> None:
+        """Continue a checkpoint, or start afresh with earlier checkpoints moved aside."""
+        found = None
+        if resume_from == "auto":
+            found = checkpoints.newest_checkpoint(directory)
+        elif resume_from is not None:
+            found = checkpoints.read_checkpoint(Path(resume_from))
+        elif checkpoints.list_checkpoints(directory):
+            aside = checkpoints.move_aside(directory)
+            logger.warning("checkpoints of an earlier run in %s were moved to %s", directory, aside)
+        if found is None:
+            self.state = TrainerState()
+        else:
+            self._continue(found, allow_changes)
+
+    def _load_checkpoint(
+        self, checkpoint_path: str | Path | None = None, *, allow_changes: bool = False
+    ) -> Path:
+        """Take weights, optimizer and position from a checkpoint, and return its path.
+
+        `train("auto")` does this by itself; on its own it is for a look at an earlier state.
+
+        Args:
+            checkpoint_path: the directory; None for the newest whole one in `checkpoint_dir`.
+            allow_changes: see `train`.
+
+        Raises:
+            CheckpointError: there is none, or it belongs to another run.
+            IntegrityError: it is damaged.
+        """
+        self._require_set_up()
+        directory = Path(self.config.checkpoint_dir)
+        if checkpoint_path is not None:
+            found = checkpoints.read_checkpoint(Path(checkpoint_path))
+        else:
+            newest = checkpoints.newest_checkpoint(directory)
+            if newest is None:
+                raise CheckpointError(f"{directory}: holds no whole checkpoint; train first")
+            found = newest
+        self._continue(found, allow_changes)
+        return found.path
+
+    def _continue(self, found: checkpoints.Checkpoint, allow_changes: bool) -> None:
+        """Restore a checkpoint of this very run."""
+        checkpoints.check_identity(found, self._identity(), allow_changes=allow_changes)
+        checkpoints.check_environment(
+            found, self.execution.environment(), strict=self.config.strict_resume
+        )
+        if found.state.step > self.total_steps:
+            raise CheckpointError(
+                f"{found.path}: at step {found.state.step}, beyond the {self.total_steps} steps of "
+                f"this run; raise max_steps"
+            )
+        checkpoints.restore(found, self.model, self.optimizer)
+        if found.scaler is not None:
+            self._scaler.load_state_dict(found.scaler)
+        self.state = found.state
+        logger.info("resuming from %s", found.path)
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this run itself: two runs with equal identities have equal results."""
+        return {
+            "model": self.model.config.to_dict(),
+            "training": self.config.to_dict(),
+            "data": getattr(self.train_dataset, "digest", None),
+            "tokenizer": self.tokenizer.digest,
+        }
+
+    def _epoch(self) -> int:
+        """The epoch, from 0, that the present step begins in."""
+        return self.state.step * self.config.effective_batch_size // self._stream.num_rows
+
+    def _epoch_end(self, epoch: int) -> int:
+        """The first step that begins after `epoch`."""
+        return math.ceil((epoch + 1) * self._stream.num_rows / self.config.effective_batch_size)

@@ -1,0 +1,1 @@
+"""Generation, inference, metrics, evaluation, planning: tools around a model and its data."""

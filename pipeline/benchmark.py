@@ -1,0 +1,93 @@
+"""Stage benchmark: how fast the model trains and generates on this machine, and what it weighs.
+
+The figures are the machine's as much as the model's, so the machine is among them: a stage that
+comes from the cache replays the figures of the machine that it ran on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from llm_trainer.files import write_json
+from pipeline.params import load_params
+from pipeline.paths import BENCHMARK_METRICS, MODEL, TOKENIZER
+from pipeline.stage import main_checkout, run_stage
+
+
+def main() -> None:
+    """Time models/final; write the metrics."""
+    params = load_params()
+    runtime, config = params.runtime, params.benchmark
+    root = main_checkout()
+    # what training compiled is compiled already
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / ".cache" / "inductor"))
+    import torch
+
+    from llm_trainer.config import TrainingConfig
+    from llm_trainer.config.loader import build_config
+    from llm_trainer.models.transformer import TransformerLM
+    from llm_trainer.tokenizer.bpe import BPETokenizer
+    from llm_trainer.training.benchmark import benchmark_training
+    from llm_trainer.training.lineage import read_lineage
+    from llm_trainer.training.tracking import log_stage
+    from llm_trainer.utils.benchmarking import (
+        benchmark_generation,
+        directory_bytes,
+        generation_metrics,
+    )
+    from llm_trainer.utils.device import get_device
+    from llm_trainer.utils.loading import check_pair
+    from llm_trainer.utils.machine import describe_machine, peak_memory_bytes, reset_peak_memory
+
+    started = time.perf_counter()
+    if runtime.num_threads is not None:
+        torch.set_num_threads(runtime.num_threads)
+    device = get_device(runtime.device)
+    model = TransformerLM.from_pretrained(MODEL, device)
+    check_pair(model, BPETokenizer.from_pretrained(TOKENIZER))
+    trained = read_lineage(MODEL).params["training"]
+    training_config = build_config(TrainingConfig, trained, f"{MODEL}/lineage.json: training")
+
+    reset_peak_memory(device)
+    generation = benchmark_generation(
+        model, batch_sizes=config.generation_batch_sizes, prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens, repeats=config.repeats, warmup=config.warmup_steps,
+        progress=True,
+    )  # fmt: skip
+    generation_memory = peak_memory_bytes(device)
+    # last, because it leaves the model trained on noise
+    training = benchmark_training(
+        model, training_config, batch_size=config.batch_size, steps=config.training_steps,
+        warmup=config.warmup_steps, progress=True,
+    )  # fmt: skip
+    metrics: dict[str, Any] = {
+        "parameters": model.get_num_params(),
+        "model_directory_bytes": directory_bytes(MODEL),
+        **training.to_dict(),
+        **generation_metrics(generation),
+        "generate_peak_memory_bytes": generation_memory,
+        **{f"machine_{name}": value for name, value in describe_machine(device).items()},
+        "seconds": time.perf_counter() - started,
+    }
+    metrics = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items()}
+    write_json(BENCHMARK_METRICS, metrics)
+    print(
+        f"training: {training.tokens_per_second:,.0f} tokens/s, {training.mfu:.0%} of "
+        f"{training.peak_flops / 1e9:,.0f} GFLOP/s ({training.dtype})"
+    )
+    for timing in generation:
+        print(
+            f"generation, batch {timing.batch_size}, {'with' if timing.cached else 'no'} cache: "
+            f"{timing.tokens_per_second:,.0f} tokens/s, first token after "
+            f"{1e3 * timing.first_token_seconds:.1f} ms"
+        )
+    log_stage(
+        MODEL, "benchmark", metrics, runtime=runtime, root=root,
+        params={"benchmark": config.to_dict()},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage("benchmark", main)

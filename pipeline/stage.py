@@ -1,0 +1,47 @@
+"""What all stages and commands share: where the main checkout is, and how errors end a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llm_trainer.exceptions import LLMTrainerError
+
+EXIT_USER_ERROR = 2
+
+
+def run_stage(name: str, main: Callable[[], None]) -> None:
+    """Run a stage's `main`; a user's mistake becomes one message on stderr and exit code 2.
+
+    Exit codes: 0 done, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM (a stage that
+    saves on these signals exits with them itself). Anything else keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in (
+        "alembic", "mlflow", "datasets", "httpx", "httpx2", "urllib3", "filelock", "fsspec",
+    ):  # fmt: skip
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except LLMTrainerError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        for line in lines:
+            print(f"error: {name}: {line}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def main_checkout() -> Path:
+    """The root of the main checkout.
+
+    DVC runs `--temp` and queued experiments in a copy of the tree that it deletes afterwards, and
+    sets DVC_ROOT to the main one: what must outlive the copy (checkpoints, the tracking database)
+    goes there.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()

@@ -1,0 +1,152 @@
+"""A stage `train` that is killed under DVC goes on when the same command is given again.
+
+In the workspace, in `--temp` and in a queued run; each ends in the bytes of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.repo import Repo, stages_run, wait_for
+
+pytestmark = pytest.mark.slow
+
+STEPS = 400
+LONG = {"training__max_steps": STEPS, "training__eval_steps": 200, "training__sample_steps": 0}
+SET = [
+    part for key, value in LONG.items()
+    for part in ("--set-param", f"{key.replace('__', '.')}={value}")
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(repo: Repo) -> Repo:
+    """The project with checkpoints at short intervals; runtime is no param of any stage."""
+    repo.set(runtime__save_steps=20, runtime__save_total_limit=1)
+    repo.commit("checkpoints every 20 steps")
+    return repo
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Repo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Model and curve of a run that nothing stopped."""
+    repo = start.copy(tmp_path_factory.mktemp("undisturbed") / "project")
+    repo.set(**LONG)
+    assert repo.repro("train") == ["train"]
+    return repo.files("models/final", "plots/train.csv")
+
+
+@pytest.fixture
+def project(start: Repo, tmp_path: Path) -> Repo:
+    return start.copy(tmp_path / "project")
+
+
+def runs(repo: Repo) -> set[Path]:
+    return set((repo.path / ".checkpoints").glob("*"))
+
+
+def kill_at_a_checkpoint(
+    repo: Repo, command: Sequence[str], before: set[Path], how: signal.Signals
+) -> None:
+    """Start a command, and send `how` to the process group of its training once that saved."""
+    with (repo.path.parent / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=repo.path, env=repo.environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        trainer = wait_for(lambda: training_process(repo, before), "a training with a checkpoint")
+        os.killpg(os.getpgid(trainer), how)
+        wait_for(lambda: not is_alive(trainer), "the training to end")
+        process.wait(timeout=120)
+
+
+def training_process(repo: Repo, before: set[Path]) -> int | None:
+    """Process id of the new training, named by its lock, once it has saved a checkpoint."""
+    for run in runs(repo) - before:
+        if any(run.glob("checkpoint-*/manifest.json")) and (run / "lock").exists():
+            held = re.match(r"process (\d+) \(train\)", (run / "lock").read_text())
+            if held:
+                return int(held[1])
+    return None
+
+
+def is_alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def resumed_from(repo: Repo, before: set[Path]) -> int:
+    """Step of the newest checkpoint of the one run that is new."""
+    (run,) = runs(repo) - before
+    return max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
+def test_in_the_workspace(
+    project: Repo, undisturbed: dict[str, bytes], how: signal.Signals
+) -> None:
+    project.set(**LONG)
+    before = runs(project)
+    command = [sys.executable, "-m", "dvc", "repro", "train"]
+    kill_at_a_checkpoint(project, command, before, how)
+    step = resumed_from(project, before)
+    assert 0 < step < STEPS
+    printed = project.dvc("repro", "train")
+    assert stages_run(printed) == ["train"]
+    assert f"step {step}" in printed
+    assert len(runs(project) - before) == 1  # the same run went on
+    assert project.files("models/final", "plots/train.csv") == undisturbed
+    # the run cache is on: there and back runs nothing
+    project.set(training__max_steps=12)
+    project.dvc("checkout", "--force", "train")
+
+
+def test_in_a_temporary_copy(project: Repo, undisturbed: dict[str, bytes]) -> None:
+    before = runs(project)
+    command = [
+        sys.executable,
+        "-m",
+        "dvc",
+        "exp",
+        "run",
+        "--temp",
+        "--name",
+        "apart",
+        *SET,
+        "train",
+    ]
+    kill_at_a_checkpoint(project, command, before, signal.SIGKILL)
+    assert 0 < resumed_from(project, before) < STEPS
+    project.dvc(*command[3:])
+    assert len(runs(project) - before) == 1
+    project.dvc("exp", "apply", "apart")
+    assert project.files("models/final", "plots/train.csv") == undisturbed
+
+
+def test_in_the_queue(project: Repo, undisturbed: dict[str, bytes]) -> None:
+    before = runs(project)
+    queue = ["exp", "run", "--queue", "--name", "queued", *SET, "train"]
+    worker = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", "1"]
+    project.dvc(*queue)
+    kill_at_a_checkpoint(project, worker, before, signal.SIGKILL)
+    assert 0 < resumed_from(project, before) < STEPS
+    # The worker died with the group, so nobody noted the end, and DVC may show the task as running
+    # for ever: what people do then is to drop the state of its queue.
+    shutil.rmtree(project.path / ".dvc" / "tmp" / "exps")
+    project.dvc(*queue)
+    project.start_queue()
+    assert len(runs(project) - before) == 1
+    project.dvc("exp", "apply", "queued")
+    assert project.files("models/final", "plots/train.csv") == undisturbed

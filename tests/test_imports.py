@@ -1,0 +1,81 @@
+"""Every module imports, and what a person types answers before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_layers import HEAVY, ROOT, modules
+
+COMMANDS = [
+    "pipeline.check --help",
+    "pipeline.dependencies --help",
+    "pipeline.gc --help",
+    "pipeline.lineage --help",
+    "pipeline.preset --help",
+    "pipeline.preset --list",
+    "pipeline.summary --help",
+    "pipeline.track --help",
+    "pipeline.ui --help",
+    *(f"scripts/{path.name} --help" for path in sorted((ROOT / "scripts").glob("*.py"))),
+]
+
+RUN_AND_TELL = """
+import json, runpy, sys
+heavy, target, *sys.argv[1:] = sys.argv[1:]
+status = 0
+try:
+    if target.endswith(".py"):
+        runpy.run_path(target, run_name="__main__")
+    else:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+except SystemExit as error:
+    status = error.code or 0
+print()
+print(json.dumps([status, [name for name in heavy.split() if name in sys.modules]]))
+"""
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_imports() -> None:
+    """In one process, so that it costs seconds; what it prints is the failure."""
+    code = (
+        "import importlib, sys, traceback\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except BaseException: print(name); traceback.print_exc(file=sys.stdout)\n"
+    )
+    assert python(code, *modules()) == ""
+
+
+@pytest.mark.parametrize("package", ["llm_trainer", "llm_trainer.config", "pipeline.params"])
+def test_light_packages_load_nothing_heavy(package: str) -> None:
+    code = f"import sys, {package}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert python(code) == "[]\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_answer_before_anything_heavy_is_loaded(command: str) -> None:
+    printed = python(RUN_AND_TELL, " ".join(HEAVY), *command.split())
+    assert json.loads(printed.rstrip().rpartition("\n")[2]) == [0, []]
+
+
+def test_an_interpreter_without_the_packages_says_so_in_one_line() -> None:
+    """`-S` leaves out site-packages, `-E` whatever the environment points to."""
+    command = [sys.executable, "-S", "-E", "-m", "pipeline.download"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "lacks the packages" in done.stderr
+    assert "make repro" in done.stderr
