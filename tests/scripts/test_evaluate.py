@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ EVALUATION = {"prompts": ["def ", ""], "samples_per_prompt": 1, "max_new_tokens"
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "corpus").mkdir()
     for number, text in enumerate(TEXTS):
         (tmp_path / "corpus" / f"{number:02}.py").write_text(text)
@@ -46,9 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     trainer.save_model(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     write(tmp_path, data=DATA, evaluation=EVALUATION)
-    level = logging.getLogger().level
-    yield tmp_path
-    logging.getLogger().setLevel(level)
+    return tmp_path
 
 
 def write(folder: Path, **sections: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +53,7 @@ USUAL = ["--config", "model.yaml", "--output_dir", "output"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "corpus").mkdir()
     for number, text in enumerate(TEXTS):
         (tmp_path / "corpus" / f"{number:02}.txt").write_text(text)
@@ -63,9 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(STAGED))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
-    level = logging.getLogger().level
-    yield tmp_path
-    logging.getLogger().setLevel(level)
+    return tmp_path
 
 
 def train(capsys: pytest.CaptureFixture[str], *more: str) -> Outcome:
