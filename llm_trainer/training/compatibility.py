@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.exceptions import IntegrityError, ModelConfigurationError, TrainingError
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.evaluation import check_tokenizer
+from llm_trainer.utils.loading import check_pair
 from llm_trainer.utils.parameters import calculate_parameters
 
 if TYPE_CHECKING:
@@ -18,16 +18,12 @@ def check_fit(model: TransformerLM, tokenizer: BPETokenizer, *datasets: Any) -> 
     """Check digests, vocabulary and lengths; a data set may be None, or tell nothing of itself.
 
     Raises:
-        IntegrityError: model or data were made with another tokenizer.
-        TrainingError: ids or rows do not fit the model.
+        IntegrityError: model or data were made with another tokenizer, or it has more tokens than
+            the model.
+        TrainingError: rows do not fit the model.
     """
+    check_pair(model, tokenizer)
     digest = tokenizer.digest
-    check_tokenizer(model, digest)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise TrainingError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{model.config.vocab_size}; set the model's vocab_size to it"
-        )
     for dataset in datasets:
         packed = getattr(dataset, "tokenizer_digest", None)
         if packed is not None and packed != digest:

@@ -20,7 +20,7 @@ from torch import Tensor
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compiler_problem
+from llm_trainer.utils.compiler import compile_problem
 
 logger = logging.getLogger(__name__)
 
@@ -149,15 +149,6 @@ def _resolve_compile(config: TrainingConfig, device: torch.device, training_flop
         return False
     logger.info("compile_model: auto: compiling the training step")
     return True
-
-
-def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile cannot work on this machine, or None if nothing speaks against it."""
-    if device.type == "cuda":
-        return None
-    if device.type != "cpu":
-        return f"compiling for {device.type} is not supported here"
-    return compiler_problem()
 
 
 @contextmanager

@@ -60,7 +60,8 @@ class Trainer(TrainerBase):
         tracking: names and places for trackers; None derives them from `config.checkpoint_dir`.
 
     Raises:
-        TrainingError: model, tokenizer and data do not fit together.
+        IntegrityError: model or data were made with another tokenizer.
+        TrainingError: the rows do not fit the model.
     """
 
     def __init__(

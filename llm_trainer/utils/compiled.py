@@ -18,7 +18,7 @@ from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compiler_problem
+from llm_trainer.utils.compiler import compile_problem
 
 SMALLEST_CACHE = 64
 """Tokens; shorter requests use a cache of this length too."""
@@ -121,12 +121,3 @@ def cache_length(needed: int, max_seq_len: int) -> int:
     while length < needed:
         length *= 2
     return max(needed, min(length, max_seq_len))
-
-
-def compile_problem(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device` on this machine; None if nothing speaks against."""
-    if device.type == "cuda":
-        return None
-    if device.type != "cpu":
-        return f"compiling for {device.type} is not supported here"
-    return compiler_problem()

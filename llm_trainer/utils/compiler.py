@@ -6,6 +6,19 @@ import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Why nothing can be compiled for `device` on this machine; None if nothing speaks against."""
+    if device.type == "cuda":
+        return None
+    if device.type != "cpu":
+        return f"compiling for {device.type} is not supported here"
+    return compiler_problem()
 
 
 def compiler_problem() -> str | None:

@@ -108,19 +108,6 @@ class Evaluation:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def check_tokenizer(model: TransformerLM, tokenizer_digest: str) -> None:
-    """Refuse a tokenizer that is not the one that the model was trained with.
-
-    Raises:
-        IntegrityError: names both digests.
-    """
-    if model.tokenizer_digest not in (None, tokenizer_digest):
-        raise IntegrityError(
-            f"the model was trained with tokenizer {str(model.tokenizer_digest)[:12]}, not with "
-            f"{tokenizer_digest[:12]}; use the one saved with it, or run `dvc repro train`"
-        )
-
-
 def check_rows(model: TransformerLM, tokenizer_digest: str, rows: PackedRows) -> None:
     """Refuse packed rows that are of another tokenizer, or too long or with too large ids for the
     model.

@@ -68,7 +68,8 @@ def check_pair(model: TransformerLM, tokenizer: BPETokenizer) -> None:
     if tokenizer.vocab_size > known:
         raise IntegrityError(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, but the model knows "
-            f"{known:,}; use the tokenizer that the model was trained with"
+            f"{known:,}; use the tokenizer that the model was trained with, or make the model with "
+            f"vocab_size={tokenizer.vocab_size}"
         )
     if tokenizer.vocab_size < known:
         _warn_of_spare_tokens(known, tokenizer.vocab_size)

@@ -298,7 +298,7 @@ def test_two_trainings_in_one_directory(tmp_path: Path, tokenizer: BPETokenizer,
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path, tokenizer: BPETokenizer, rows: Any) -> None:
-    with pytest.raises(TrainingError, match="vocab_size"):
+    with pytest.raises(IntegrityError, match="vocab_size"):
         trainer(tmp_path, tokenizer, rows, {"vocab_size": 20})
     with pytest.raises(TrainingError, match="max_seq_len"):
         trainer(tmp_path, tokenizer, rows, {"max_seq_len": 8})
