@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from llm_trainer.config.checks import instance, place, refuse
 from llm_trainer.config.loader import (
     build_config,
     check_fields,
@@ -49,12 +50,14 @@ class Config:
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
         """Build from a mapping; unknown keys and wrong types are errors."""
+        refuse(cls.error, instance("config_dict", config_dict, Mapping))
         return build_config(cls, config_dict, cls.section, cls.error)
 
     def save(self, path: str | Path) -> None:
         """Write this configuration to a `.json`, `.yaml` or `.yml` file, atomically."""
         import yaml
 
+        refuse(ConfigurationError, place("path", path))
         path = Path(path)
         if path.suffix in (".yaml", ".yml"):
             write_text(path, yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))

@@ -68,7 +68,7 @@ class SourceConfig(Config):
             )
         for name in ("dataset_name", "text_column", "dataset_split"):
             if not getattr(self, name):
-                found.append(f"{name} is empty")
+                found.append(f"{name} is empty; name one")
         if self.validation_file is not None and self.train_file is None:
             found.append("validation_file needs train_file beside it")
         for name in ("train_file", "validation_file"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from llm_trainer.config.base import at_least
+from llm_trainer.config.checks import instance, refuse
 from llm_trainer.config.loader import check_fields, unknown_key
 from llm_trainer.exceptions import GenerationError
 
@@ -99,7 +100,7 @@ class GenerationConfig:
         if self.seed is not None and not 0 <= self.seed < 2**63:
             found.append(f"seed ({self.seed}) must be from 0 to below 2**63")
         if "" in self.stop:
-            found.append("stop has an empty text, which would end every generation; remove it")
+            found.append("stop has an empty text (''), which would end every text; leave it out")
         return found
 
     @classmethod
@@ -122,4 +123,5 @@ class GenerationConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from a mapping; see `from_kwargs`."""
-        return cls.from_kwargs(**values)
+        refuse(GenerationError, instance("values", values, Mapping))
+        return cls.from_kwargs(**{str(name): value for name, value in values.items()})

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from llm_trainer.config.checks import place, refuse
 from llm_trainer.exceptions import ConfigurationError, ModelConfigurationError
 from llm_trainer.files import MAX_JSON_BYTES
 
@@ -85,6 +86,7 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigurationError: missing, too large, not parseable (with line), or not a mapping.
     """
+    refuse(ConfigurationError, place("path", path))
     path = Path(path)
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
@@ -93,9 +95,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such configuration file") from None
+        raise ConfigurationError(
+            f"{path}: no such configuration file; name a .json, .yaml or .yml file"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+        raise ConfigurationError(
+            f"{path}: cannot be read as UTF-8 text ({error}); name a .json, .yaml or .yml file"
+        ) from error
     return parse_config_text(text, path)
 
 
@@ -109,10 +115,14 @@ def parse_config_text(text: str, path: str | Path) -> dict[str, Any]:
             # the loader is a SafeLoader: no tag constructs an object
             value = yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+        raise ConfigurationError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}); mend that line"
+        ) from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigurationError(f"{path}{line}: not valid YAML ({error.problem})") from error
+        raise ConfigurationError(
+            f"{path}{line}: not valid YAML ({error.problem}); mend that line"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: cannot be parsed ({error})") from error
     if not isinstance(value, dict):

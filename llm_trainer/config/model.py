@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llm_trainer.config.base import Config, at_least, within
+from llm_trainer.config.base import Config, within
 from llm_trainer.exceptions import ConfigurationError, ModelConfigurationError
 
 Activation = Literal["gelu", "relu", "relu2", "silu", "swiglu", "geglu"]
 GATED_ACTIVATIONS = ("swiglu", "geglu")
+MAX_SIZE = 2**31 - 1
+"""Largest extent of anything: beyond it kernels that count in 32 bits would wrap around."""
 
 
 @dataclass
@@ -99,8 +101,8 @@ class ModelConfig(Config):
         """What is wrong with the values, one line each."""
         found = []
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads"):
-            found += at_least(name, getattr(self, name), 1)
-        found += at_least("max_seq_len", self.max_seq_len, 2)
+            found += within(name, getattr(self, name), 1, MAX_SIZE)
+        found += within("max_seq_len", self.max_seq_len, 2, MAX_SIZE)
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 found.append(f"{name} ({getattr(self, name)}) must be from 0 to below 1")

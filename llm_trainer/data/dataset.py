@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llm_trainer.config.checks import flags, instance, iterable, refuse, whole
+from llm_trainer.config.model import MAX_SIZE
 from llm_trainer.data.packers import create_packer
-from llm_trainer.data.row_batch import EncodedDocuments, RowBatch, run_starts
+from llm_trainer.data.row_batch import EncodedDocuments, RowBatch, as_indices, run_starts
 from llm_trainer.data.shard_file import id_dtype
 from llm_trainer.data.single_rows import single_rows
 from llm_trainer.exceptions import DataError
@@ -60,10 +62,14 @@ class LanguageModelingDataset(Dataset[dict[str, Tensor]]):
         pack_sequences: bool = True,
         min_length: int = 1,
     ) -> None:
-        if isinstance(texts, (str, bytes)):
-            raise DataError("texts is a single string; give an iterable of them, such as [text]")
-        if max_length < 2:
-            raise DataError(f"max_length ({max_length}) must be at least 2: a token and its target")
+        refuse(
+            DataError,
+            iterable("texts", texts),
+            instance("tokenizer", tokenizer, BPETokenizer),
+            whole("max_length", max_length, 2, MAX_SIZE),  # a token and its target
+            flags(pack_sequences=pack_sequences),
+            whole("min_length", min_length, 0),
+        )
         self.row_length = max_length
         self.vocab_size = tokenizer.vocab_size
         self.end_id = tokenizer.end_id
@@ -214,7 +220,8 @@ class LanguageModelingDataset(Dataset[dict[str, Tensor]]):
         if not kept:
             raise DataError(
                 f"no text to make rows of: {num_texts:,} texts, {self._num_empty:,} empty, "
-                f"{self._num_short:,} with fewer than min_length ({min_length}) tokens"
+                f"{self._num_short:,} with fewer than min_length ({min_length}) tokens; give more "
+                f"text"
             )
         sizes = np.array([len(ids) + 1 for ids in arrays[::2]], np.int64)
         self._encoded = EncodedDocuments(np.concatenate(arrays), sizes, np.array(kept, np.int64))
@@ -231,7 +238,7 @@ class LanguageModelingDataset(Dataset[dict[str, Tensor]]):
         self._digest = None
 
     def _checked(self, indices: np.ndarray) -> np.ndarray:
-        chosen = np.asarray(indices, np.int64).reshape(-1)
+        chosen = as_indices(indices)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise IndexError(f"row {chosen.min()} or {chosen.max()} is outside [0, {len(self)})")
         return chosen

@@ -65,7 +65,7 @@ def read_packed_manifest(directory: Path, split: Split, *, verify: bool) -> dict
         IntegrityError: manifest or shards are missing, damaged, or not of this format.
     """
     if split not in SPLITS:
-        raise DataError(f"{directory}: has no split {split!r}; it has {' and '.join(SPLITS)}")
+        raise DataError(f"{directory}: has no split {split!r}; there are {' and '.join(SPLITS)}")
     path = directory / MANIFEST_NAME
     try:
         manifest = verify_manifest(

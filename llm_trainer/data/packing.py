@@ -23,6 +23,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_trainer.config.checks import flags, instance, place, refuse, whole
 from llm_trainer.config.data import PackingConfig
 from llm_trainer.data.encode import EncodedChunk, list_tasks, peak_rss_bytes
 from llm_trainer.data.encode_pool import PoolStats, encode_tasks
@@ -32,7 +33,7 @@ from llm_trainer.data.packers import create_packer
 from llm_trainer.data.row_batch import EncodedDocuments
 from llm_trainer.data.shard_file import id_dtype
 from llm_trainer.data.shard_writer import ShardSummary, ShardWriter
-from llm_trainer.exceptions import DataError, IntegrityError
+from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError
 from llm_trainer.files import atomic_directory
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def pack_corpus(
         IntegrityError: the raw files changed meanwhile, or the ledger does not balance.
         LLMTrainerError: a worker process died, or the disk is full.
     """
-    config.validate()
+    _check_arguments(raw, tokenizer, config, out, num_workers, progress)
+    digest = tokenizer.digest
     started = time.perf_counter()
     for split in SPLITS:
         if raw.num_documents(split) < 1:
@@ -98,7 +100,7 @@ def pack_corpus(
             vocab_size=tokenizer.vocab_size,
             end_id=tokenizer.end_id,
             pad_id=tokenizer.pad_id,
-            tokenizer_digest=tokenizer.digest,
+            tokenizer_digest=digest,
             raw_digest=raw.digest,
             origin=raw.manifest["origin"],
             splits={split: pack.entry() for split, pack in packs.items()},
@@ -208,6 +210,25 @@ class _SplitPack:
             f"({documents}), too few for one row of packing.max_length ({config.max_length:,}); "
             f"{remedy}"
         )
+
+
+def _check_arguments(
+    raw: RawCorpus, tokenizer: BPETokenizer, config: PackingConfig, out: object,
+    num_workers: int, progress: bool,
+) -> None:  # fmt: skip
+    from llm_trainer.data.raw import RawCorpus
+    from llm_trainer.tokenizer.bpe import BPETokenizer
+
+    refuse(
+        ConfigurationError,
+        instance("raw", raw, RawCorpus),
+        instance("tokenizer", tokenizer, BPETokenizer),
+        instance("config", config, PackingConfig),
+        place("out", out),
+        whole("num_workers", num_workers, 1),
+        flags(progress=progress),
+    )
+    config.validate()
 
 
 def _no_documents(raw: RawCorpus, split: Split) -> str:

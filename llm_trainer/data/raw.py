@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.config import SourceConfig
+from llm_trainer.config.checks import flags, instance, place, refuse
 from llm_trainer.data.documents import Document
 from llm_trainer.data.duplicates import DuplicateCounter
 from llm_trainer.data.ledger import Ledger
 from llm_trainer.data.raw_file import RawWriter, read_documents
 from llm_trainer.data.raw_groups import REMEDY
 from llm_trainer.data.sources import SPLITS, Placed, Split, iter_placed, open_source
-from llm_trainer.exceptions import DataError, IntegrityError
+from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError
 from llm_trainer.files import (
     atomic_directory,
     manifest_digest,
@@ -48,6 +49,12 @@ def build_raw(config: SourceConfig, out: Path, *, progress: bool = True) -> dict
         DataError: the source is missing, empty, malformed, or gives no documents for a split.
         LLMTrainerError: `out` cannot be written or the disk is full.
     """
+    refuse(
+        ConfigurationError,
+        instance("config", config, SourceConfig),
+        place("out", out),
+        flags(progress=progress),
+    )
     config.validate()
     started = time.perf_counter()
     source = open_source(config)
@@ -132,6 +139,7 @@ class RawCorpus:
     """
 
     def __init__(self, path: str | Path, verify: bool = True) -> None:
+        refuse(DataError, place("path", path), flags(verify=verify))
         self.path = Path(path)
         check = verify_manifest if verify else read_manifest
         self.manifest = check(self.path, KIND, remedy=REMEDY)

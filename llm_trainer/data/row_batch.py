@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm_trainer.config.checks import shown
+from llm_trainer.exceptions import DataError
+
 
 @dataclass(frozen=True)
 class EncodedDocuments:
@@ -60,6 +63,20 @@ class RowBatch:
             np.concatenate([batch.documents for batch in batches]),
             np.concatenate([batch.starts for batch in batches]),
         )
+
+
+def as_indices(indices: np.ndarray) -> np.ndarray:
+    """Row numbers as (n,) int64.
+
+    Raises:
+        DataError: no whole numbers.
+    """
+    found: np.ndarray = np.asarray(indices).reshape(-1)
+    if found.size and found.dtype.kind not in "iu":
+        raise DataError(
+            f"indices ({shown(found.tolist())}) must be whole numbers, found {found.dtype}"
+        )
+    return found.astype(np.int64)
 
 
 def run_starts(counts: np.ndarray) -> np.ndarray:

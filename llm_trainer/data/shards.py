@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from llm_trainer.config.checks import flags, place, refuse, text
 from llm_trainer.data.packed_manifest import Split, read_packed_manifest
-from llm_trainer.data.row_batch import RowBatch, run_starts
+from llm_trainer.data.row_batch import RowBatch, as_indices, run_starts
 from llm_trainer.data.shard_file import REMEDY, Shard
-from llm_trainer.exceptions import IntegrityError
+from llm_trainer.exceptions import DataError, IntegrityError
 from llm_trainer.files import manifest_digest
 
 
@@ -49,6 +50,12 @@ class PackedRows:
         verify: bool = True,
         tokenizer_digest: str | None = None,
     ) -> None:
+        refuse(
+            DataError,
+            place("path", path),
+            flags(verify=verify),
+            text("tokenizer_digest", tokenizer_digest, none=True),
+        )
         self.path = Path(path)
         self.split: Split = split
         self.manifest: dict[str, Any] = read_packed_manifest(self.path, split, verify=verify)
@@ -203,7 +210,7 @@ class PackedRows:
             )
 
     def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.asarray(indices, dtype=np.int64).reshape(-1)
+        indices = as_indices(indices)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
             raise IndexError(
                 f"row {indices.min()} or {indices.max()} is outside [0, {len(self)}) of {self.path}"

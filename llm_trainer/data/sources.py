@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from llm_trainer.config import SourceConfig
+from llm_trainer.config.checks import choice, instance, refuse
 from llm_trainer.config.data import STDLIB_DATASET
 from llm_trainer.data.documents import Document, content_hash, hash_fraction, is_validation
 from llm_trainer.data.intake import Intake, Source
@@ -66,7 +67,12 @@ def iter_documents(config: SourceConfig, split: Split, ledger: Ledger) -> Iterat
     Raises:
         DataError: as `open_source`, and for what is wrong in the data.
     """
-    assert split in SPLITS
+    refuse(
+        DataError,
+        instance("config", config, SourceConfig),
+        choice("split", split, SPLITS),
+        instance("ledger", ledger, Ledger, hint="make one with Ledger('a name')"),
+    )
     source = open_source(config)
     for placed in iter_placed(source, config, ledger):
         if placed.split == split:

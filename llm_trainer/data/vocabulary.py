@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from llm_trainer.config.checks import flags, instance, place, refuse
 from llm_trainer.config.data import TokenizerConfig
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.data.spread import spread
-from llm_trainer.exceptions import TokenizerError
+from llm_trainer.exceptions import ConfigurationError, TokenizerError
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.tokenizer.encoder import FastEncoder
 from llm_trainer.tokenizer.statistics import Fit
@@ -52,6 +53,13 @@ def build_tokenizer(
         TokenizerError: no text, or a document that does not come back exactly.
         LLMTrainerError: `out` cannot be written.
     """
+    refuse(
+        ConfigurationError,
+        instance("raw", raw, RawCorpus),
+        instance("config", config, TokenizerConfig),
+        place("out", out),
+        flags(progress=progress),
+    )
     config.validate()
     started = time.perf_counter()
     tokenizer = BPETokenizer()

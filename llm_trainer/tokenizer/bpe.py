@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from llm_trainer.config.checks import flags, iterable, refuse, shown
 from llm_trainer.exceptions import TokenizerError, TokenizerNotTrainedException
 from llm_trainer.tokenizer import storage
 from llm_trainer.tokenizer.definition import Definition
@@ -166,6 +167,7 @@ class BPETokenizer:
             TokenizerError: `text` is no string or holds a lone surrogate.
         """
         backend = self._ready()
+        refuse(TokenizerError, flags(add_special_tokens=add_special_tokens))
         ids: list[int] = backend.encode(check_text(text, "text"), add_special_tokens=False).ids
         return [*ids, self.end_id] if add_special_tokens else ids
 
@@ -176,6 +178,7 @@ class BPETokenizer:
             TokenizerError: a text is no string or holds a lone surrogate.
         """
         backend = self._ready()
+        refuse(TokenizerError, iterable("texts", texts))
         checked = [check_text(text, f"text {number:,}") for number, text in enumerate(texts)]
         encodings = backend.encode_batch_fast(checked, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
@@ -191,6 +194,7 @@ class BPETokenizer:
             TokenizerError: an id is outside the vocabulary.
         """
         backend = self._ready()
+        refuse(TokenizerError, flags(skip_special_tokens=skip_special_tokens))
         ids = self._check_ids(token_ids)
         text: str = backend.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
@@ -289,13 +293,13 @@ class BPETokenizer:
                 raise TypeError(f"{ids.dtype} of shape {ids.shape}")
         except (TypeError, ValueError) as error:
             raise TokenizerError(
-                f"token_ids must be one sequence of whole numbers ({error})"
+                f"token_ids ({shown(token_ids)}) must be one sequence of whole numbers ({error})"
             ) from None
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.vocab_size:
             raise TokenizerError(
                 f"token id {low if low < 0 else high} is outside the vocabulary of "
-                f"{self.vocab_size:,} tokens; was it made with another tokenizer?"
+                f"{self.vocab_size:,} tokens; use the tokenizer that it was made with"
             )
         result: list[int] = np.atleast_1d(ids).tolist()
         return result

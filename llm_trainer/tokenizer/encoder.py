@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from llm_trainer.config.checks import choice, instance, iterable, refuse
+from llm_trainer.exceptions import TokenizerError
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.tokenizer.definition import Definition
 from llm_trainer.tokenizer.patterns import PIECE_CHARS, SAME_IN_BOTH_ENGINES, pieces_of
@@ -56,6 +58,11 @@ class FastEncoder:
     def __init__(
         self, tokenizer: BPETokenizer, *, engine: Literal["auto"] | Engine = "auto"
     ) -> None:
+        refuse(
+            TokenizerError,
+            instance("tokenizer", tokenizer, BPETokenizer),
+            choice("engine", engine, ("auto", *get_args(Engine))),
+        )
         self._tokenizer = tokenizer
         self._encoding: Encoding | None = None
         self._unchecked = CHECK_BYTES
@@ -92,6 +99,7 @@ class FastEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, as `encode` gives them."""
+        refuse(TokenizerError, iterable("texts", texts))
         return [self.encode(text) for text in texts]
 
     def _encode(self, text: str) -> np.ndarray:

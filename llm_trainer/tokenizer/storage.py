@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.config.checks import place, refuse
 from llm_trainer.exceptions import TokenizerError
 from llm_trainer.files import (
     MANIFEST_NAME,
@@ -56,6 +57,7 @@ def save(stored: Stored, directory: str | os.PathLike[str]) -> None:
         TokenizerError: `directory` holds other things, which would be lost or mixed up.
         LLMTrainerError: it cannot be written.
     """
+    refuse(TokenizerError, place("save_directory", directory))
     path = Path(directory)
     if path.exists():
         if not path.is_dir():
@@ -91,6 +93,7 @@ def load(directory: str | os.PathLike[str]) -> Stored:
         TokenizerError: no such directory, or what it holds is no byte-level BPE tokenizer.
         IntegrityError: a file is damaged or differs from its manifest.
     """
+    refuse(TokenizerError, place("load_directory", directory))
     path = Path(directory)
     if not (path / DEFINITION_NAME).is_file() and (path / KIND / DEFINITION_NAME).is_file():
         path = path / KIND

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from llm_trainer.config.checks import shown
 from llm_trainer.exceptions import TokenizerError
 
 
@@ -12,7 +13,9 @@ def check_text(text: object, where: str) -> str:
         TokenizerError: no string, or it holds a lone surrogate; `where` names the text.
     """
     if not isinstance(text, str):
-        raise TokenizerError(f"{where}: must be a string, found {type(text).__name__}")
+        raise TokenizerError(
+            f"{where}: must be a string, found {type(text).__name__} ({shown(text)})"
+        )
     try:
         # Fast (gigabytes a second), and the engines would fail or replace the character unasked.
         text.encode("utf-8")

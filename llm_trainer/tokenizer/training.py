@@ -13,9 +13,10 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 
+from llm_trainer.config.checks import choice, flags, iterable, refuse, whole
 from llm_trainer.config.data import MIN_VOCAB_SIZE
 from llm_trainer.exceptions import TokenizerError
-from llm_trainer.tokenizer.definition import Definition, parse_definition
+from llm_trainer.tokenizer.definition import MAX_TOKENS, Definition, parse_definition
 from llm_trainer.tokenizer.patterns import PATTERNS, PIECE_CHARS, PatternName, pieces_of
 from llm_trainer.tokenizer.storage import END_TOKEN, PAD_TOKEN
 from llm_trainer.tokenizer.text import check_text
@@ -42,7 +43,7 @@ def train_definition(
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    _check_settings(texts, vocab_size, min_frequency, pattern)
+    _check_settings(texts, vocab_size, min_frequency, pattern, show_progress)
     special = [END_TOKEN] if vocab_size <= MIN_VOCAB_SIZE else [END_TOKEN, PAD_TOKEN]
     words = pre_tokenizers.Split(Regex(PATTERNS[pattern]), "isolated")
     limit = pre_tokenizers.Split(Regex(rf"[\s\S]{{1,{MAX_WORD}}}"), "isolated")
@@ -63,7 +64,7 @@ def train_definition(
     if counted.num_chars == 0:
         raise TokenizerError(
             f"cannot train a tokenizer on no text ({counted.num_texts:,} texts, all empty); "
-            f"check where the texts come from"
+            f"give texts that have some"
         )
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
     # Seen by users of the file in other libraries; here the end token is placed by id.
@@ -114,15 +115,18 @@ def _cut(text: str) -> Iterator[str]:
             yield piece[start : start + 2 * PIECE_CHARS]
 
 
-def _check_settings(texts: object, vocab_size: int, min_frequency: int, pattern: str) -> None:
-    if isinstance(texts, (str, bytes)):
-        raise TokenizerError("texts is a single string; give an iterable of them, such as [text]")
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise TokenizerError(
-            f"vocab_size ({vocab_size:,}) must be at least {MIN_VOCAB_SIZE}: 256 bytes and the end "
-            f"token; try 4096 for a small corpus or 32768 for a large one"
-        )
-    if min_frequency < 1:
-        raise TokenizerError(f"min_frequency ({min_frequency}) must be at least 1")
-    if pattern not in PATTERNS:
-        raise TokenizerError(f"pattern {pattern!r} is unknown; choose {' or '.join(PATTERNS)}")
+def _check_settings(
+    texts: object, vocab_size: int, min_frequency: int, pattern: str, show_progress: bool
+) -> None:
+    refuse(
+        TokenizerError,
+        iterable("texts", texts),
+        [
+            f"{line}: 256 bytes and the end token; try 4096 for a small corpus or 32768 for a "
+            f"large one"
+            for line in whole("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_TOKENS)
+        ],
+        whole("min_frequency", min_frequency, 1),
+        choice("pattern", pattern, PATTERNS),
+        flags(show_progress=show_progress),
+    )

@@ -318,7 +318,7 @@ def test_faults_of_the_directory(packed: Path, fault: Callable[[Path], None], na
 def test_a_missing_directory_and_an_unknown_split(tmp_path: Path, original: Path) -> None:
     with pytest.raises(IntegrityError, match=r"nowhere/manifest.json: missing.*pack_sequences"):
         PackedRows(tmp_path / "nowhere", "train")
-    with pytest.raises(DataError, match="has no split 'test'; it has train and validation"):
+    with pytest.raises(DataError, match="has no split 'test'; there are train and validation"):
         PackedRows(original, "test")
 
 

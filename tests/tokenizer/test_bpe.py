@@ -181,9 +181,9 @@ def test_no_text(texts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"vocab_size": 256}, r"vocab_size \(256\) must be at least 257"),
+        ({"vocab_size": 256}, r"vocab_size \(256\) must be a whole number from 257"),
         ({"min_frequency": 0}, r"min_frequency \(0\)"),
-        ({"pattern": "gpt3"}, "'gpt3' is unknown; choose gpt2 or gpt4"),
+        ({"pattern": "gpt3"}, r"pattern \('gpt3'\) must be one of gpt2, gpt4"),
         ({"texts": "one string"}, "single string"),
     ],
 )
