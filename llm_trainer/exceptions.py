@@ -52,6 +52,10 @@ class GenerationError(LLMTrainerError, ValueError):
     """A generation request has an impossible parameter or prompt."""
 
 
+class ExportError(LLMTrainerError):
+    """A model in the format of another library does not compute what ours does."""
+
+
 class LockHeldError(LLMTrainerError):
     """Another process already works in a directory that only one may write."""
 

@@ -134,7 +134,9 @@ def test_commands_exist(path: Path) -> None:
 def check_module(name: str, arguments: list[str], shown: str) -> None:
     if name.partition(".")[0] not in ("pipeline", "llm_trainer", "docs"):
         return
-    check_script(f"{name.replace('.', '/')}.py", arguments, shown)
+    path = name.replace(".", "/")
+    is_package = (ROOT / path / "__main__.py").is_file()
+    check_script(f"{path}/__main__.py" if is_package else f"{path}.py", arguments, shown)
 
 
 def check_script(name: str, arguments: list[str], shown: str) -> None:

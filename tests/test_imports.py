@@ -11,6 +11,7 @@ import pytest
 from tests.test_layers import HEAVY, ROOT, modules
 
 COMMANDS = [
+    "llm_trainer.export --help",
     "pipeline.check --help",
     "pipeline.dependencies --help",
     "pipeline.gc --help",

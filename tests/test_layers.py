@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "tokenizer": {"text", "config", "files", "exceptions"},
     "data": {"text", "tokenizer", "config", "files", "exceptions"},
     "utils": {"data", "text", "tokenizer", "models", "config", "files", "exceptions"},
-    "export": {"data", "text", "tokenizer", "models", "config", "files", "exceptions"},
+    "export": {"utils", "data", "text", "tokenizer", "models", "config", "files", "exceptions"},
     "training": {"utils", "data", "text", "tokenizer", "models", "config", "files", "exceptions"},
 }
 ROOMS["pipeline"] = set(ROOMS)

@@ -72,8 +72,10 @@ def save_model(
         write_model_files(model, temporary, extra)
 
 
-def check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: Path, kind: str = MODEL_KIND) -> None:
     """Check that `directory` is free, or holds a model and nothing else.
+
+    `kind` is that of its manifest.
 
     Raises:
         LLMTrainerError: it holds other things, which saving a model there would delete.
@@ -82,9 +84,11 @@ def check_replaceable(directory: Path) -> None:
         return
     listed: set[str] = set()
     if (directory / MANIFEST_NAME).is_file():
-        files = read_manifest(directory, MODEL_KIND, remedy="save the model elsewhere")["files"]
+        files = read_manifest(directory, kind, remedy="save the model elsewhere")["files"]
         listed = {name.partition("/")[0] for name in files}
-    known = {MANIFEST_NAME, TOKENIZER_FOLDER, *listed}
+    known = {MANIFEST_NAME, *listed}
+    if kind == MODEL_KIND:
+        known.add(TOKENIZER_FOLDER)
     others = sorted(
         path.name
         for path in directory.iterdir()
@@ -114,14 +118,16 @@ def write_model_files(
     write_manifest(directory, MODEL_KIND)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file; a full disk is the OSError that it is.
 
     Raises:
         OSError: with the number that the system gave, which safetensors only tells as text.
     """
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
