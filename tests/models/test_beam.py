@@ -14,7 +14,7 @@ from llm_trainer.models.beam import beam_search
 from llm_trainer.models.decoding import GenerationConfig, continue_prompts
 from llm_trainer.models.request import PromptBatch
 from llm_trainer.models.runner import CachedRunner
-from tests.models.llama_twin import llama_twin, tiny_model
+from tests.models.twin import tiny_model, twin
 
 PROMPTS = torch.randint(1, 50, (4, 6), generator=torch.Generator().manual_seed(5))
 
@@ -38,7 +38,7 @@ def test_results_equal_transformers(early_stopping: bool | str, length_penalty: 
     ended = 0
     for seed, beams in ((0, 4), (1, 2), (2, 5)):
         ours = tiny_model(seed)
-        theirs = llama_twin(ours)
+        theirs = twin(ours)
         end_id = end_that_occurs(ours)
         settings: dict[str, Any] = {
             "max_new_tokens": 20, "num_beams": beams, "do_sample": False,
@@ -61,7 +61,7 @@ def test_results_equal_transformers(early_stopping: bool | str, length_penalty: 
 
 def test_repetition_penalty_and_padding_equal_transformers() -> None:
     ours = tiny_model()
-    theirs = llama_twin(ours)
+    theirs = twin(ours)
     ids, mask = PROMPTS.clone(), torch.ones_like(PROMPTS)
     # the padding is a token that the rows have anyway: theirs penalises it, ours does not
     ids[0, :3], mask[0, :3] = ids[0, 5], 0

@@ -13,7 +13,7 @@ from llm_trainer.config import ModelConfig
 from llm_trainer.exceptions import GenerationError
 from llm_trainer.models import TransformerLM, decoding
 from llm_trainer.models.decoding import GenerationConfig, continue_prompts, generate
-from tests.models.llama_twin import llama_twin, tiny_model
+from tests.models.twin import tiny_model, twin
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -426,7 +426,7 @@ def test_a_learned_cycle_is_continued() -> None:
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_greedy_equals_transformers(penalty: float) -> None:
     ours = tiny_model()
-    theirs = llama_twin(ours)
+    theirs = twin(ours)
     ids = torch.stack(prompts(6, 6, 6, seed=3))
     settings = {"max_new_tokens": 30, "do_sample": False, "repetition_penalty": penalty}
     assert torch.equal(ours.generate(ids, **settings), theirs.generate(ids, **settings))

@@ -13,6 +13,7 @@ from torch import Tensor
 from llm_trainer.config import ModelConfig
 from llm_trainer.exceptions import IntegrityError, ModelConfigurationError
 from llm_trainer.models import KVCache, TransformerLM
+from tests.models.twin import twin
 
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt-neox": {},
@@ -173,92 +174,13 @@ def test_too_long_a_row_is_refused(model: TransformerLM) -> None:
 
 # --------------------------------------------------------------------------- Hugging Face
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 
-def copy(source: Tensor, *targets: torch.nn.Parameter) -> None:
-    """Write row blocks of `source` into the targets, in order."""
-    rows = [target.shape[0] for target in targets]
-    for part, target in zip(source.split(rows), targets, strict=True):
-        target.data.copy_(part)
-
-
-@pytest.mark.parametrize("qk_norm", [False, True], ids=["llama", "qwen3"])
-def test_logits_equal_llama_and_qwen3(ids: Tensor, qk_norm: bool) -> None:
-    ours = tiny(**SHAPES["qwen3"] | {"qk_norm": qk_norm})
-    c = ours.config
-    name = "Qwen3" if qk_norm else "Llama"
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=32,
-        rms_norm_eps=c.norm_eps, rope_theta=c.rope_theta, tie_word_embeddings=False,
-    )  # fmt: skip
-    theirs = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    theirs.model.embed_tokens.weight.data.copy_(ours.embedding.weight)
-    theirs.lm_head.weight.data.copy_(ours.head.weight)
-    theirs.model.norm.weight.data.copy_(ours.final_norm.weight)
-    for mine, layer in zip(ours.blocks, theirs.model.layers, strict=True):
-        a = layer.self_attn
-        copy(mine.attention.qkv.weight, a.q_proj.weight, a.k_proj.weight, a.v_proj.weight)
-        copy(mine.attention.out.weight, a.o_proj.weight)
-        copy(mine.feed_forward.up.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight)
-        copy(mine.feed_forward.down.weight, layer.mlp.down_proj.weight)
-        copy(mine.attention_norm.weight, layer.input_layernorm.weight)
-        copy(mine.feed_forward_norm.weight, layer.post_attention_layernorm.weight)
-        if qk_norm:
-            copy(mine.attention.q_norm.weight, a.q_norm.weight)
-            copy(mine.attention.k_norm.weight, a.k_norm.weight)
-    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_logits_equal_gpt2(ids: Tensor) -> None:
-    ours = tiny(**SHAPES["gpt2"])
-    config = transformers.GPT2Config(
-        vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4, n_inner=64,
-        activation_function="gelu", layer_norm_epsilon=ours.config.norm_eps,
-    )  # fmt: skip
-    theirs = transformers.GPT2LMHeadModel(config).eval()
-    body = theirs.transformer
-    body.wte.weight.data.copy_(ours.embedding.weight)
-    assert ours.position_embedding is not None
-    body.wpe.weight.data.copy_(ours.position_embedding.weight)
-    body.ln_f.load_state_dict(ours.final_norm.state_dict())
-    for mine, layer in zip(ours.blocks, body.h, strict=True):
-        pairs = (
-            (mine.attention.qkv, layer.attn.c_attn), (mine.attention.out, layer.attn.c_proj),
-            (mine.feed_forward.up, layer.mlp.c_fc), (mine.feed_forward.down, layer.mlp.c_proj),
-        )  # fmt: skip
-        for linear, conv in pairs:  # Conv1D stores the transpose
-            conv.weight.data.copy_(linear.weight.T)
-            conv.bias.data.copy_(linear.bias)
-        layer.ln_1.load_state_dict(mine.attention_norm.state_dict())
-        layer.ln_2.load_state_dict(mine.feed_forward_norm.state_dict())
-    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_logits_equal_gpt_neox(ids: Tensor) -> None:
-    ours = tiny(tie_embeddings=False)
-    config = transformers.GPTNeoXConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=32, rotary_pct=1.0, hidden_act="gelu",
-        layer_norm_eps=ours.config.norm_eps, use_parallel_residual=False,
-    )  # fmt: skip
-    theirs = transformers.GPTNeoXForCausalLM(config).eval()
-    theirs.gpt_neox.embed_in.weight.data.copy_(ours.embedding.weight)
-    theirs.get_output_embeddings().weight.data.copy_(ours.head.weight)
-    theirs.gpt_neox.final_layer_norm.load_state_dict(ours.final_norm.state_dict())
-
-    def interleave(tensor: Tensor) -> Tensor:
-        # theirs stores query, key and value of a head side by side
-        return tensor.view(3, 4, 8, -1).transpose(0, 1).reshape(tensor.shape)
-
-    for mine, layer in zip(ours.blocks, theirs.gpt_neox.layers, strict=True):
-        qkv = layer.attention.query_key_value
-        qkv.weight.data.copy_(interleave(mine.attention.qkv.weight.data))
-        qkv.bias.data.copy_(interleave(mine.attention.qkv.bias.data))
-        layer.attention.dense.load_state_dict(mine.attention.out.state_dict())
-        layer.mlp.dense_h_to_4h.load_state_dict(mine.feed_forward.up.state_dict())
-        layer.mlp.dense_4h_to_h.load_state_dict(mine.feed_forward.down.state_dict())
-        layer.input_layernorm.load_state_dict(mine.attention_norm.state_dict())
-        layer.post_attention_layernorm.load_state_dict(mine.feed_forward_norm.state_dict())
+@pytest.mark.parametrize("shape", ["llama", "qwen3", "gpt-neox", "gpt2"])
+def test_logits_equal_hugging_face(ids: Tensor, shape: str) -> None:
+    """The same weights in their model of each family; tests/export has all variants."""
+    ours = tiny(**SHAPES["qwen3"] | {"qk_norm": False} if shape == "llama" else SHAPES[shape])
+    theirs = twin(ours)
+    assert theirs.config.model_type == shape.replace("-", "_")
     torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-4, rtol=1e-4)
