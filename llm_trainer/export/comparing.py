@@ -2,7 +2,7 @@
 
 Each returns what it found and the problems, one line each, in float32 on the CPU.
 
-Two ways to round the same sums differ by about 1e-6 of the largest logit, so 1e-4 of it (or of 1,
+Two ways to round the same sums differ by a few 1e-6 of the largest logit, so 1e-4 of it (or of 1,
 if that is more) is allowed; a wrong weight moves the logits by about their own size.
 """
 
