@@ -48,9 +48,9 @@ docs: $(BIN)/.dev ## build the pages of docs/ into site/, without network; a bro
 ui: $(BIN)/.base ## open MLflow on the recorded runs
 	@$(PY) -m pipeline.ui
 
-bench: $(BIN)/.base ## time the model in models/final on this machine (stage `benchmark`, run afresh)
-	@$(PY) -m dvc repro --single-item --force benchmark
-	@$(PY) -m dvc metrics show metrics/benchmark.json
+bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); about 40 minutes
+	@$(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m docs.update_results
 
 clean: ## remove tool caches and build left-overs; keeps .venv, data, models, runs, checkpoints
 	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
@@ -70,6 +70,11 @@ $(BIN)/.base: pyproject.toml constraints.txt
 		rm -rf "$(VENV)" && $(PYTHON) -m venv "$(VENV)"; fi
 	@echo "installing packages into $(VENV) (about 2 GB; takes a few minutes the first time)"
 	@$(PIP) --editable .
+	@touch $@
+
+$(BIN)/.bench: $(BIN)/.base
+	@echo "installing the peers"
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(BIN)/.dev: $(BIN)/.base

@@ -3,13 +3,16 @@
 The prompts are read eagerly, since they come in all lengths. Then each step runs the compiled
 graph over a static KV cache. Its length is rounded up to a power of two, so that few graphs serve
 all requests: one for each number of rows and cache length, with padding and without. Price: the
-first request of a kind compiles, some 10 to 40 s on a CPU, less with a warm cache; attention spans
-the whole cache.
+first request of a kind compiles, some 10 to 40 s on a CPU, less with a warm cache. On a CPU
+attention spans what is filled, rounded up; elsewhere the whole cache, so that every step is the
+same work.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -19,12 +22,18 @@ from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.compiler import compile_problem
+from llm_trainer.utils.step_linear import for_compiled_steps
 
 SMALLEST_CACHE = 64
 """Tokens; shorter requests use a cache of this length too."""
 
+WINDOW = 32
+"""Attention on a CPU spans a multiple of as many positions."""
+
 MOST_GRAPHS = 64
 """Beyond as many kinds of requests torch runs further ones uncompiled, with a warning."""
+
+_NUMBERS = itertools.count()
 
 Step = Callable[[Tensor, Tensor | None, KVCache], Tensor]
 
@@ -47,6 +56,14 @@ class StepCache(KVCache):
         self.length = 0
         self.static = True
 
+    def show(self, filled: int) -> None:
+        """Let attention span `filled` positions, rounded up to WINDOW."""
+        span = -(-filled // WINDOW) * WINDOW
+        assert span <= self.max_length
+        if self.window is None or self.window.shape[0] != span:
+            self.window = torch.empty(span)
+            torch._dynamo.mark_dynamic(self.window, 0)
+
 
 class CompiledStep:
     """Makes runners that share the compiled graphs; a `RunnerFactory`.
@@ -63,15 +80,21 @@ class CompiledStep:
         if problem:
             raise GenerationError(f"compile_model (True): {problem}; set it to False")
         self.model = model
+        fast = for_compiled_steps(model) if model.device.type == "cpu" else model
 
         # a graph for each number of rows and cache length, of every engine of this process
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
 
         def step(tokens: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
-            return last_logits(model, tokens, attention_mask, cache)
+            return last_logits(fast, tokens, attention_mask, cache)
 
-        self._step: Step = torch.compile(step, dynamic=False, fullgraph=True)
+        # Guards on hundreds of weights take a third of a step, and nobody changes the twin. What
+        # they would tell apart, two models, is told apart by the code objects.
+        self._step: Step = torch.compile(
+            _with_own_code(step), dynamic=False, fullgraph=True,
+            options={"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
+        )  # fmt: skip
 
     def __call__(self, model: TransformerLM, max_new: int) -> Runner:
         """A runner for one batch of the model that was compiled."""
@@ -91,7 +114,11 @@ class _CompiledRunner:
         """See `Runner`. The prompts of beams are read `copies` times."""
         input_ids = input_ids.repeat_interleave(copies, dim=0)
         rows, width = input_ids.shape
+        self._filled = width
+        self._windowed = self.model.device.type == "cpu"
         length = cache_length(width + self.max_new - 1, self.model.config.max_seq_len)
+        if self._windowed:
+            length += WINDOW  # never all of it is spanned, which would be a graph of its own
         weight = self.model.embedding.weight
         self.cache = StepCache(
             self.model.config, rows, length, dtype=weight.dtype, device=weight.device
@@ -107,12 +134,25 @@ class _CompiledRunner:
 
     def step(self, tokens: Tensor) -> Tensor:
         """See `Runner`."""
+        self._filled += 1
+        if self._windowed:
+            self.cache.show(self._filled)
         return self._step(tokens[:, None], self.mask, self.cache)
 
     def reorder(self, rows: Tensor) -> None:
         """See `Runner`."""
         for buffer in self.cache.keys + self.cache.values:
             buffer.copy_(buffer.index_select(0, rows))
+
+
+def _with_own_code(function: Step) -> Step:
+    """The function with a code object of its own, by which the compiler files its graphs."""
+    assert isinstance(function, FunctionType)
+    number = next(_NUMBERS)
+    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
+    return FunctionType(
+        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
+    )
 
 
 def cache_length(needed: int, max_seq_len: int) -> int:

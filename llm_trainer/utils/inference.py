@@ -5,6 +5,7 @@
 | enable_kv_cache | one token a step instead of the whole row; the results are equal |
 | compile_model | the single-token step is one compiled graph; equal up to rounding |
 | quantize | 8-bit weights: about a third of the memory, faster on a CPU; slightly other results |
+| dtype | bfloat16 weights: half the memory of float32, faster; slightly other results |
 
 `benchmark` measures them. The model that was given stays as it is: a quantised one is a copy that
 shares what is not quantised.
@@ -16,20 +17,27 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from llm_trainer.config.checks import flags, refuse, text, texts, whole
 from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.runner import RunnerFactory
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.utils.compiled import CompiledStep
+from llm_trainer.utils.device import get_device
 from llm_trainer.utils.generation import TextGenerator
+from llm_trainer.utils.half_linear import halve_model
+from llm_trainer.utils.loading import check_pair
 from llm_trainer.utils.machine import peak_memory_bytes, reset_peak_memory
 from llm_trainer.utils.quantization import model_bytes, quantize_model
 from llm_trainer.utils.timing import synchronize
+
+InferenceDtype = Literal["bfloat16"]
+"""Types that linear layers may be multiplied in instead of the model's own."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Optimizations:
     """Compile the single-token step."""
     quantize: bool = False
     """Store the weights of linear layers in 8 bits."""
+    dtype: InferenceDtype | None = None
+    """Store the weights of linear layers in this type; None for that of the model."""
 
 
 class InferenceEngine:
@@ -62,12 +72,18 @@ class InferenceEngine:
         tokenizer: BPETokenizer,
         device: torch.device | str | None = None,
     ) -> None:
-        self._source = model if device is None else model.to(device)
+        check_pair(model, tokenizer)
+        self._source = model if device is None else model.to(get_device(device))
         self.tokenizer = tokenizer
         self._apply(Optimizations())
 
     def optimize(
-        self, enable_kv_cache: bool = True, compile_model: bool = False, quantize: bool = False
+        self,
+        enable_kv_cache: bool = True,
+        compile_model: bool = False,
+        quantize: bool = False,
+        *,
+        dtype: InferenceDtype | None = None,
     ) -> None:
         """Choose how the model is run; each call states all options anew.
 
@@ -76,17 +92,31 @@ class InferenceEngine:
             compile_model: compile the single-token step, at the first request of each kind (number
                 of prompts, length as a power of two). Needs the cache and, on a CPU, a C++
                 compiler.
-            quantize: round the weights of linear layers to 8 bits, and on a CPU their inputs too.
+            quantize: round the weights of linear layers to 8 bits, and on a CPU their inputs too
+                (but for compiled steps of a single prompt, which need not).
+            dtype: "bfloat16" to multiply in linear layers by bfloat16 weights; None for the
+                model's own type.
 
         Raises:
-            GenerationError: compile_model without the cache, or where nothing can be compiled.
+            GenerationError: compile_model without the cache, or where nothing can be compiled; an
+                unknown dtype, or one together with quantize.
         """
+        refuse(
+            GenerationError,
+            flags(enable_kv_cache=enable_kv_cache, compile_model=compile_model, quantize=quantize),
+        )
         if compile_model and not enable_kv_cache:
             raise GenerationError(
                 "compile_model (True) compiles the step over the cache, so enable_kv_cache (False) "
                 "must be True, or compile_model False"
             )
-        self._apply(Optimizations(enable_kv_cache, compile_model, quantize))
+        if dtype is not None and quantize:
+            raise GenerationError(
+                f"dtype ({dtype!r}) and quantize (True) both say how weights are stored; choose one"
+            )
+        if dtype not in (None, "bfloat16"):
+            raise GenerationError(f"dtype ({dtype!r}) must be 'bfloat16', or None for the model's")
+        self._apply(Optimizations(enable_kv_cache, compile_model, quantize, dtype))
 
     def infer(self, prompt: str, **kwargs: Any) -> str:
         """The prompt and its continuation; keywords are fields of `GenerationConfig`.
@@ -94,6 +124,7 @@ class InferenceEngine:
         Raises:
             GenerationError: an unknown keyword, an impossible value or prompt.
         """
+        refuse(GenerationError, text("prompt", prompt))
         return self.batch_infer([prompt], **kwargs)[0]
 
     def batch_infer(self, prompts: Sequence[str], **kwargs: Any) -> list[str]:
@@ -128,12 +159,13 @@ class InferenceEngine:
         Raises:
             GenerationError: num_runs or another number below its minimum, or impossible prompts.
         """
-        for name, value, least in (
-            ("num_runs", num_runs, 1), ("max_new_tokens", max_new_tokens, 1),
-            ("warmup_runs", warmup_runs, 0),
-        ):  # fmt: skip
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise GenerationError(f"{name} ({value!r}) must be a whole number from {least}")
+        refuse(
+            GenerationError,
+            texts("prompts", prompts),
+            whole("num_runs", num_runs, 1),
+            whole("max_new_tokens", max_new_tokens, 1),
+            whole("warmup_runs", warmup_runs, 0),
+        )
         for _ in range(warmup_runs):
             self._timed_run(prompts, max_new_tokens)
         reset_peak_memory(self.model.device)
@@ -159,12 +191,17 @@ class InferenceEngine:
             "enable_kv_cache": int(options.enable_kv_cache),
             "compile_model": int(options.compile_model),
             "quantize": int(options.quantize),
+            "bfloat16": int(options.dtype == "bfloat16"),
         }
 
     # ------------------------------------------------------------------ inside
 
     def _apply(self, options: Optimizations) -> None:
-        model = quantize_model(self._source) if options.quantize else self._source
+        model = self._source
+        if options.quantize:
+            model = quantize_model(model)
+        elif options.dtype is not None:
+            model = halve_model(model)
         make_runner: RunnerFactory | None = CompiledStep(model) if options.compile_model else None
         self.generator = TextGenerator(model, self.tokenizer, make_runner=make_runner)
         """The text generator that runs the model as optimised, for more than `infer` offers."""

@@ -13,7 +13,6 @@ some later release, hence the fall-back.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 import warnings
@@ -25,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.utils.half_linear import HalfLinear
+from llm_trainer.utils.twin import twin_with
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class QuantizedLinear(nn.Module):
         """Bytes of weights, scales and biases."""
         if method == "dynamic":
             self.packed = _pack(weight, bias)
+            self.packed_bias = bias
             self._handle = next(_HANDLES)
             _LAYERS[self._handle] = self
         else:
@@ -91,7 +93,9 @@ def quantize_model(model: TransformerLM) -> TransformerLM:
                 "quantize: this build of torch has no dynamic int8 kernels; weights are stored in "
                 "8 bits, which saves memory but no time"
             )
-    quantized = _clone(model, method)
+    quantized = twin_with(
+        model, lambda m: QuantizedLinear(m, method) if isinstance(m, nn.Linear) else None
+    )
     assert isinstance(quantized, TransformerLM)
     return quantized.eval()
 
@@ -101,25 +105,19 @@ def model_bytes(model: nn.Module) -> int:
     tensors: dict[int, Tensor] = {}
     packed = 0
     for module in model.modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, QuantizedLinear | HalfLinear):
             packed += module.num_bytes
             continue
         tensors |= {id(p): p for p in module.parameters(recurse=False)}
     return packed + sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _clone(module: nn.Module, method: Int8Method) -> nn.Module:
-    """The module with new linear layers all the way down; tensors are shared, not copied."""
-    if isinstance(module, nn.Linear):
-        return QuantizedLinear(module, method)
-    twin = copy.copy(module)
-    # a shallow copy shares the dictionaries; the children's must be its own
-    twin.__dict__ = dict(module.__dict__)
-    twin._modules = {
-        name: _clone(child, method) if child is not None else None
-        for name, child in module._modules.items()
-    }
-    return twin
+def codes_and_scale(packed: Any) -> tuple[Tensor, Tensor]:
+    """The int8 codes (out, in) and float32 scales (out,) of packed weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+        weight, _ = torch.ops.quantized.linear_unpack(packed)
+    return weight.int_repr(), weight.q_per_channel_scales().float()
 
 
 def _round(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,18 +147,23 @@ def multiply(x: Tensor, packed: Any) -> Tensor:
     return y
 
 
-@torch.library.custom_op("llm_trainer::int8_linear", mutates_args=())
 def _compiled_linear(x: Tensor, handle: int, out_features: int) -> Tensor:
     """`multiply` by a layer's number; the compiler knows the shape from `out_features`."""
-    assert x.is_cpu
-    y = multiply(x, _LAYERS[handle].packed)
-    assert y.shape[-1] == out_features
+    y: Tensor = torch.ops.llm_trainer.int8_linear(x, handle, out_features)
     return y
 
 
-@_compiled_linear.register_fake
-def _(x: Tensor, handle: int, out_features: int) -> Tensor:  # noqa: ARG001
-    return x.new_empty((*x.shape[:-1], out_features))
+# defined by hand: torch.library.custom_op costs 30 microseconds a call, as much as the product
+_LIBRARY = torch.library.Library("llm_trainer", "DEF")
+_LIBRARY.define("int8_linear(Tensor x, int handle, int out_features) -> Tensor")
+_LIBRARY.impl(
+    "int8_linear", lambda x, handle, _out_features: multiply(x, _LAYERS[handle].packed), "CPU"
+)
+_LIBRARY.impl(
+    "int8_linear",
+    lambda x, _handle, out_features: x.new_empty((*x.shape[:-1], out_features)),
+    "Meta",
+)
 
 
 def _dynamic_kernels_work() -> bool:

@@ -1,0 +1,65 @@
+"""Contestant: our `Trainer`, stopped every few steps to let the others have their turn."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.contest import Turn
+from benchmarks.corpus import ROW_LENGTH, load_corpus
+from benchmarks.machine import matmul_flops
+from benchmarks.shapes import BATCH_SIZE, llama_a
+from llm_trainer.config import ModelConfig, TrainingConfig
+from llm_trainer.models import TransformerLM
+from llm_trainer.training import Trainer
+from llm_trainer.utils.parameters import flops_per_token
+
+
+class PacedTrainer(Trainer):
+    """A trainer that tells the time of every `steps` steps and waits after them."""
+
+    turn: Turn
+    steps: int
+    warmup: int
+    _started = 0.0
+
+    def _log(self) -> None:
+        super()._log()
+        done = self.state.step - self.warmup
+        if done >= 0 and done % self.steps == 0:
+            seconds = time.perf_counter() - self._started if done else 0.0
+            tokens = self.steps * self.config.effective_batch_size * ROW_LENGTH
+            speed = tokens / seconds if done else 0.0
+            peak = matmul_flops()
+            flops = flops_per_token(self.model.config, ROW_LENGTH)
+            self.turn(
+                {
+                    "tokens_per_second": speed,
+                    "peak_share": speed * flops / peak,
+                    "peak_gflops": peak / 1e9,
+                }
+            )
+            self._started = time.perf_counter()
+
+
+def run(args: dict[str, Any], turn: Turn) -> None:
+    """args: steps, warmup; model and training: values that differ from shape A's."""
+    corpus = load_corpus()
+    torch.manual_seed(0)
+    config = ModelConfig(**(llama_a().to_dict() | args.get("model", {})))
+    with tempfile.TemporaryDirectory() as folder:
+        training = {
+            "batch_size": BATCH_SIZE, "max_steps": 1_000_000, "optimizer": "adamw",
+            "learning_rate": 1e-3, "report_to": ["jsonl"], "eval_strategy": "no",
+            "save_steps": 0, "compile_model": True, "amp_dtype": "bfloat16",
+            "checkpoint_dir": str(Path(folder) / "run"), **args.get("training", {}),
+        }  # fmt: skip
+        trainer = PacedTrainer(
+            TransformerLM(config), corpus.tokenizer, TrainingConfig(**training), corpus.train
+        )
+        trainer.turn, trainer.steps, trainer.warmup = turn, args["steps"], args["warmup"]
+        trainer.train()

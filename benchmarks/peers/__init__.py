@@ -1,0 +1,1 @@
+"""The peers, each run as its documentation says."""

@@ -1,0 +1,110 @@
+"""Layers of compiled steps and layers with bfloat16 weights against the layers they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llm_trainer.exceptions import GenerationError
+from llm_trainer.utils.compiler import compiler_problem
+from llm_trainer.utils.half_linear import HalfLinear, halve_model
+from llm_trainer.utils.inference import InferenceEngine
+from llm_trainer.utils.quantization import QuantizedLinear, codes_and_scale, model_bytes
+from llm_trainer.utils.step_linear import FEW_ROWS, StepLinear, for_compiled_steps
+from llm_trainer.utils.twin import twin_with
+from tests.utils.tiny_text_model import tiny_text_model, tiny_tokenizer
+
+
+def linears() -> list[nn.Linear]:
+    torch.manual_seed(0)
+    return [nn.Linear(48, 24, bias=bias) for bias in (True, False)]
+
+
+@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+@pytest.mark.slow
+def test_compiled_layers_are_the_layers() -> None:
+    layers = [kind(layer) for layer in linears() for kind in (
+        lambda x: x, HalfLinear, lambda x: QuantizedLinear(x, "dynamic"),
+    )]  # fmt: skip
+    steps = [
+        StepLinear(layer, layer.weight, layer.bias, None)
+        if isinstance(layer, nn.Linear | HalfLinear)
+        else StepLinear(layer, *swapped(layer))
+        for layer in layers
+    ]
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [step(x) for step in steps]
+
+    compiled = torch.compile(run, dynamic=False, fullgraph=True)
+    for rows in (1, 3, FEW_ROWS + 1):
+        x = torch.randn(rows, 1, 48)
+        for layer, step, y in zip(layers, steps, compiled(x), strict=True):
+            assert y.shape == (rows, 1, 24)
+            # where a layer rounds its inputs and the written-out sum does not
+            slack = 0.0 if isinstance(layer, nn.Linear) else 0.03
+            torch.testing.assert_close(y, layer(x), atol=1e-5 + slack, rtol=1e-5 + slack)
+            assert torch.equal(step(x), layer(x)), "eager, a step is the layer itself"
+
+
+def swapped(layer: QuantizedLinear) -> tuple[Tensor, Tensor | None, Tensor]:
+    codes, scale = codes_and_scale(layer.packed)
+    return codes, layer.packed_bias, scale
+
+
+def test_codes_and_scale_are_those_that_were_packed() -> None:
+    layer = linears()[0]
+    codes, scale = codes_and_scale(QuantizedLinear(layer, "dynamic").packed)
+    assert codes.dtype == torch.int8
+    off = (codes * scale[:, None] - layer.weight).abs().amax(1)
+    assert (off <= scale / 2 + 1e-7).all()
+
+
+def test_a_twin_shares_its_tensors_and_leaves_the_model_alone() -> None:
+    model = tiny_text_model()
+    kernels = [block.attention.kernel for block in model.blocks]
+    twin = for_compiled_steps(model)
+    assert [block.attention.kernel for block in model.blocks] == kernels
+    assert twin.embedding.weight is model.embedding.weight
+    assert twin.head.weight.data_ptr() == model.head.weight.data_ptr()
+    ids = torch.arange(20).view(1, 20)
+    torch.testing.assert_close(twin(ids).logits, model(ids).logits)
+    copied = twin_with(model, lambda _: None)
+    assert copied is not model
+    assert torch.equal(copied(ids).logits, model(ids).logits)
+
+
+def test_bfloat16_layers_multiply_as_autocast_does() -> None:
+    x = torch.randn(3, 5, 48)
+    for layer in linears():
+        half = HalfLinear(layer)
+        expected = x.bfloat16().float() @ layer.weight.bfloat16().float().T
+        expected = expected if layer.bias is None else expected + layer.bias
+        torch.testing.assert_close(half(x), expected, atol=0.02, rtol=0.01)
+        assert half(x).dtype == torch.float32
+        assert half.num_bytes == 2 * 48 * 24 + (4 * 24 if layer.bias is not None else 0)
+
+
+def test_an_engine_in_bfloat16() -> None:
+    model = tiny_text_model()
+    engine = InferenceEngine(model, tiny_tokenizer())
+    engine.optimize(dtype="bfloat16")
+    assert model_bytes(engine.model) < 0.75 * model_bytes(model)
+    ids = torch.arange(40).view(2, 20)
+    exact, rounded = model(ids).logits, engine.model(ids).logits
+    error = (exact - rounded).pow(2).mean().sqrt()
+    assert 0 < error < 0.02 * exact.std()
+    assert len(engine.infer("def", max_new_tokens=5)) > 3
+    assert engine.benchmark(["def"], num_runs=1, max_new_tokens=2)["bfloat16"] == 1
+    assert model_bytes(halve_model(model)) == model_bytes(engine.model)
+
+
+@pytest.mark.parametrize("options", [
+    {"dtype": "float16"}, {"dtype": "bfloat16", "quantize": True},
+])  # fmt: skip
+def test_impossible_types_are_refused(options: dict[str, object]) -> None:
+    engine = InferenceEngine(tiny_text_model(), tiny_tokenizer())
+    with pytest.raises(GenerationError, match=r"dtype \('b?float16'\)"):
+        engine.optimize(**options)
+    assert engine.optimizations.dtype is None
