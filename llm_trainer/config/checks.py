@@ -143,6 +143,17 @@ def function(name: str, value: Any, *, none: bool = True) -> list[str]:
     return [f"{name} ({shown(value)}) must be a function{_or_none(none)}"]
 
 
+def map_style(name: str, dataset: Any) -> list[str]:
+    """A data set with a length and items by number."""
+    has = all(callable(getattr(dataset, method, None)) for method in ("__len__", "__getitem__"))
+    if has and not isinstance(dataset, str | bytes | Mapping):
+        return []
+    return [
+        f"{name} ({shown(dataset)}) must be a map-style data set, with a length and items by "
+        f"number, such as LanguageModelingDataset"
+    ]
+
+
 def shown(value: Any) -> str:
     """A short spelling of a value for a message; of large objects only the type."""
     simple = (str, bytes, bool, int, float, list, tuple, dict, set, os.PathLike, type(None))

@@ -13,6 +13,9 @@ GATED_ACTIVATIONS = ("swiglu", "geglu")
 MAX_SIZE = 2**31 - 1
 """Largest extent of anything: beyond it kernels that count in 32 bits would wrap around."""
 
+MAX_PARAMETERS = 10**13
+"""Several times the largest models that there are; more is a slip of the finger."""
+
 
 @dataclass
 class ModelConfig(Config):
@@ -108,6 +111,14 @@ class ModelConfig(Config):
                 found.append(f"{name} ({getattr(self, name)}) must be from 0 to below 1")
         if found:
             return found
+        width, inner = self.d_model, self.d_ff
+        rough = self.vocab_size * width + self.n_layers * width * (4 * width + 2 * inner)
+        if rough > MAX_PARAMETERS:
+            found.append(
+                f"vocab_size ({self.vocab_size}), d_model ({width}), d_ff ({inner}) and n_layers "
+                f"({self.n_layers}) make {rough:.0e} parameters; lower them to at most "
+                f"{MAX_PARAMETERS:.0e}"
+            )
         if self.d_model % self.n_heads:
             fitting = [str(n) for n in range(1, 65) if self.d_model % n == 0]
             near = sorted(fitting, key=lambda n: abs(int(n) - self.n_heads))[:4]

@@ -10,14 +10,14 @@ Price: for packed rows workers cost more than they give, since reading a row is 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from llm_trainer.config.checks import flags, number, refuse, shown, whole
+from llm_trainer.config.checks import flags, map_style, number, refuse, whole
 from llm_trainer.data.order import permute
 from llm_trainer.exceptions import DataError
 
@@ -115,7 +115,7 @@ def create_dataloader(
     """
     refuse(
         DataError,
-        is_map_style("dataset", dataset),
+        map_style("dataset", dataset),
         whole("batch_size", batch_size, 1),
         whole("num_workers", num_workers, 0),
         flags(shuffle=shuffle, pin_memory=pin_memory, drop_last=drop_last),
@@ -142,17 +142,6 @@ def create_dataloader(
         # Torch draws a base seed for workers from here: its global random state stays untouched.
         generator=torch.Generator().manual_seed(seed % 2**63),
     )
-
-
-def is_map_style(name: str, dataset: object) -> list[str]:
-    """A problem line unless `dataset` has a length and items by number."""
-    has = all(callable(getattr(dataset, method, None)) for method in ("__len__", "__getitem__"))
-    if has and not isinstance(dataset, str | bytes | Mapping):
-        return []
-    return [
-        f"{name} ({shown(dataset)}) must be a map-style data set, with a length and items by "
-        f"number, such as LanguageModelingDataset"
-    ]
 
 
 def _ignore_interrupts(worker: int) -> None:  # noqa: ARG001 (what torch passes)

@@ -147,7 +147,10 @@ def _expand(entry: str, key: str, left_out: list[str]) -> list[Path]:
             raise DataError(f"{key}: nothing matches {entry!r} in {Path.cwd()}")
         paths = [match for match in matches if match.is_file()]
         return _readable(paths, f"{key}: glob {entry}", left_out)
-    raise DataError(f"{key}: {entry}: no such file or directory (relative to {Path.cwd()})")
+    raise DataError(
+        f"{key}: {entry}: no such file or directory (relative to {Path.cwd()}); name one "
+        f"that is there"
+    )
 
 
 def _walk(directory: Path) -> Iterator[Path]:

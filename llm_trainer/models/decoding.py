@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from llm_trainer.config.checks import function, instance, refuse
 from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.beam import beam_search
@@ -96,6 +97,15 @@ def continue_prompts(
     Raises:
         GenerationError: an impossible setting or prompt, or NaN logits.
     """
+    refuse(
+        GenerationError,
+        instance("model", model, TransformerLM),
+        instance("input_ids", input_ids, Tensor),
+        instance("attention_mask", attention_mask, Tensor, none=True),
+        instance("config", config, GenerationConfig, none=True),
+        function("streamer", streamer),
+        function("make_runner", make_runner),
+    )
     config = config or GenerationConfig()
     config.validate()
     if config.stop:

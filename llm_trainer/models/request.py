@@ -117,7 +117,8 @@ def _check_prompts(model: ModelConfig, ids: Tensor, mask: Tensor | None) -> Tens
         mask = torch.ones_like(ids)
     if mask.shape != ids.shape:
         raise GenerationError(
-            f"attention_mask has shape {tuple(mask.shape)}, but input_ids have {tuple(ids.shape)}"
+            f"attention_mask has shape {tuple(mask.shape)}, but input_ids have {tuple(ids.shape)}; "
+            f"give one number for each id"
         )
     mask = mask.bool()
     if not bool(mask[:, -1].all()) or bool((mask[:, 1:] < mask[:, :-1]).any()):

@@ -12,8 +12,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+from llm_trainer.config.checks import instance, number, refuse, whole
 from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.exceptions import GenerationError
+from llm_trainer.models.checks import WHOLE_TYPES, usable_device
 
 DRAWS_AT_ONCE = 64
 """Random numbers taken from each row's stream at a time."""
@@ -32,9 +34,7 @@ def sample_top_k(logits: Tensor, k: int) -> Tensor:
     Raises:
         GenerationError: k below 1 or no integer, or NaN logits.
     """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise GenerationError(f"k ({k!r}) must be an integer from 1; leave top-k out to keep all")
-    check_logits(logits)
+    refuse(GenerationError, whole("k", k, 1), logits_problems(logits))
     return _keep_top_k(logits, k)
 
 
@@ -50,10 +50,7 @@ def sample_top_p(logits: Tensor, p: float) -> Tensor:
     Raises:
         GenerationError: p outside [0, 1], or NaN logits.
     """
-    _check_number("p", p)
-    if not 0.0 <= p <= 1.0:
-        raise GenerationError(f"p ({p}) must be from 0 to 1; 1 keeps all tokens")
-    check_logits(logits)
+    refuse(GenerationError, number("p", p, 0, 1), logits_problems(logits))
     return _keep_top_p(logits, p)
 
 
@@ -63,12 +60,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     Raises:
         GenerationError: a temperature that is not above 0, or NaN logits.
     """
-    _check_number("temperature", temperature)
-    if temperature <= 0:
-        raise GenerationError(
-            f"temperature ({temperature}) must be above 0; for the likeliest token take the argmax"
-        )
-    check_logits(logits)
+    refuse(GenerationError, number("temperature", temperature, above=0), logits_problems(logits))
     return logits / temperature
 
 
@@ -89,18 +81,9 @@ def apply_repetition_penalty(
     Raises:
         GenerationError: a penalty that is not above 0, ids outside the vocabulary, NaN logits.
     """
-    _check_number("penalty", penalty)
-    if penalty <= 0:
-        raise GenerationError(f"penalty ({penalty}) must be above 0; 1 is off")
-    check_logits(logits)
+    refuse(GenerationError, number("penalty", penalty, above=0), logits_problems(logits))
     vocab_size = logits.shape[-1]
-    if input_ids.numel():
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= vocab_size:
-            raise GenerationError(
-                f"input_ids go from {low} to {high}, but there are logits for 0 to "
-                f"{vocab_size - 1} only; use the tokenizer that the model was trained with"
-            )
+    refuse(GenerationError, _seen_problems(input_ids, attention_mask, logits))
     return penalize(logits, seen_tokens(input_ids, vocab_size, attention_mask), penalty)
 
 
@@ -110,8 +93,8 @@ def create_causal_mask(size: int, device: torch.device | str | None = None) -> T
     Raises:
         GenerationError: size below 1.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise GenerationError(f"size ({size!r}) must be an integer from 1, in tokens")
+    refuse(GenerationError, whole("size", size, 1))
+    device = None if device is None else usable_device(device)
     return torch.ones(size, size, dtype=torch.bool, device=device).tril()
 
 
@@ -121,17 +104,40 @@ def check_logits(logits: Tensor) -> None:
     Raises:
         GenerationError: some logit is NaN.
     """
-    if bool(logits.isnan().any()):
-        raise GenerationError(
-            "the logits contain NaN: the model's weights are damaged or its training diverged; "
-            "use an earlier checkpoint"
-        )
+    refuse(GenerationError, logits_problems(logits))
 
 
-def _check_number(name: str, value: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or value != value:
-        raise GenerationError(f"{name} ({value!r}) must be a number")
+def logits_problems(logits: Tensor) -> list[str]:
+    """A problem line for what is no tensor of logits, or has NaN among them."""
+    found = instance("logits", logits, Tensor)
+    if found or not bool(logits.isnan().any()):
+        return found
+    return [
+        "the logits contain NaN (nan): the model's weights are damaged or its training diverged; "
+        "use an earlier checkpoint"
+    ]
+
+
+def _seen_problems(ids: Tensor, mask: Tensor | None, logits: Tensor) -> list[str]:
+    """Problem lines for ids whose tokens are to be made less likely."""
+    found = instance("input_ids", ids, Tensor)
+    found += instance("attention_mask", mask, Tensor, none=True)
+    if found:
+        return found
+    if ids.dtype not in WHOLE_TYPES or ids.shape[:-1] != logits.shape[:-1]:
+        return [
+            f"input_ids are {ids.dtype} of shape {tuple(ids.shape)} for logits of shape "
+            f"{tuple(logits.shape)}; give whole numbers, as many rows as there are of logits"
+        ]
+    if mask is not None and mask.shape != ids.shape:
+        return [f"attention_mask has shape {tuple(mask.shape)}; give {tuple(ids.shape)}"]
+    low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+    if low < 0 or high >= logits.shape[-1]:
+        return [
+            f"input_ids go from {low} to {high}, but there are logits for 0 to "
+            f"{logits.shape[-1] - 1} only; use the tokenizer that the model was trained with"
+        ]
+    return []
 
 
 # --------------------------------------------------------------------------- kernels, unchecked

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llm_trainer.config.checks import choice, instance, place, refuse
 from llm_trainer.config.model import ModelConfig
+from llm_trainer.exceptions import ConfigurationError, DataError, ModelConfigurationError
 from llm_trainer.models.attention import Attention, AttentionKernel
 from llm_trainer.models.cache import KVCache
+from llm_trainer.models.checks import IGNORED as IGNORED
+from llm_trainer.models.checks import check_forward, usable_device
 from llm_trainer.models.layers import FeedForward, make_norm, rope_tables, sinusoidal_table
 
 if TYPE_CHECKING:
     from llm_trainer.models.decoding import Streamer
-
-IGNORED = -100
-"""Label of a position that is no target."""
 
 
 class LMOutput(NamedTuple):
@@ -81,6 +82,7 @@ class TransformerLM(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        refuse(ModelConfigurationError, instance("config", config, ModelConfig))
         config.validate()
         self.config = config
         self.tokenizer_digest: str | None = None
@@ -112,6 +114,7 @@ class TransformerLM(nn.Module):
         Matrices and embeddings are normal with deviation `init_std`; the output projections of the
         sub-layers are scaled by 1 / sqrt(2 n_layers) (GPT-2) or zero; vectors are ones and zeros.
         """
+        refuse(ConfigurationError, instance("generator", generator, torch.Generator, none=True))
         std = self.config.init_std
         out_std = std / math.sqrt(2 * self.config.n_layers) if self.config.init == "scaled" else 0.0
         for name, parameter in self.named_parameters():
@@ -150,8 +153,10 @@ class TransformerLM(nn.Module):
             cache: keys and values of the tokens before `input_ids`; it takes those of this call.
 
         Raises:
-            ValueError: more tokens than `max_seq_len`.
+            DataError: ids outside the vocabulary, shapes that do not fit, or more tokens than
+                `max_seq_len` or the cache hold.
         """
+        check_forward(self.config, input_ids, attention_mask, labels, segments, cache)
         hidden = self.hidden_states(
             input_ids, attention_mask=attention_mask, segments=segments, cache=cache
         )
@@ -177,7 +182,7 @@ class TransformerLM(nn.Module):
         time = input_ids.shape[1]
         past = cache.length if cache is not None else 0
         if past + time > self.config.max_seq_len:
-            raise ValueError(
+            raise DataError(
                 f"{past + time} tokens are more than max_seq_len ({self.config.max_seq_len})"
             )
         assert segments is None or (cache is None and attention_mask is None)
@@ -272,7 +277,7 @@ class TransformerLM(nn.Module):
         if cache is None:
             keys, start = time, torch.zeros((), dtype=torch.long, device=device)
         elif cache.static:
-            keys, start = cache.max_length, cache.offset
+            keys, start = cache.span, cache.offset
         else:
             keys, start = cache.length + time, cache.offset
         query = start + torch.arange(time, device=device)[:, None]
@@ -282,8 +287,9 @@ class TransformerLM(nn.Module):
             mask = mask & (segments[:, :, None] == segments[:, None, :])
         if attention_mask is not None:
             valid = attention_mask.bool()
-            if valid.shape[1] < keys:  # a static cache: what is not written yet is hidden anyway
-                valid = F.pad(valid, (0, keys - valid.shape[1]))
+            if cache is not None and cache.static:
+                # what is not written yet is hidden anyway
+                valid = F.pad(valid, (0, cache.max_length - valid.shape[1]))[:, :keys]
             # a padding query sees itself, or its softmax would be 0 / 0
             mask = (mask & valid[:, None, :]) | (key == query)[None]
         return mask[:, None]
@@ -296,6 +302,7 @@ class TransformerLM(nn.Module):
 
     def set_attention_kernel(self, kernel: AttentionKernel) -> None:
         """Use another attention kernel in all layers; see `attention`."""
+        refuse(ConfigurationError, choice("kernel", kernel, get_args(AttentionKernel)))
         for module in self.modules():
             if isinstance(module, Attention):
                 module.kernel = kernel
@@ -347,6 +354,7 @@ class TransformerLM(nn.Module):
         """Write config.json, model.safetensors and manifest.json, atomically."""
         from llm_trainer.models.storage import save_model
 
+        refuse(ConfigurationError, place("save_directory", save_directory))
         save_model(self, Path(save_directory))
 
     @classmethod
@@ -361,4 +369,5 @@ class TransformerLM(nn.Module):
         """
         from llm_trainer.models.storage import load_model
 
-        return load_model(cls, Path(load_directory), device)
+        refuse(ConfigurationError, place("load_directory", load_directory))
+        return load_model(cls, Path(load_directory), usable_device(device))

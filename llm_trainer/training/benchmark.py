@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from llm_trainer.config.checks import flags, instance, refuse, whole
 from llm_trainer.config.training import TrainingConfig
+from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.execution import (
     Execution,
@@ -101,6 +103,15 @@ def benchmark_training(
     Raises:
         ConfigurationError: `compile_model: true` where nothing can be compiled.
     """
+    refuse(
+        ConfigurationError,
+        instance("model", model, TransformerLM),
+        instance("config", config, TrainingConfig),
+        whole("batch_size", batch_size, 1),
+        whole("steps", steps, 1),
+        whole("warmup", warmup, 0),
+        flags(progress=progress),
+    )
     row_length = model.config.max_seq_len
     execution = resolve_execution(config, model.device, _planned_flops(model, config, row_length))
     dtype = str(execution.amp_dtype or torch.float32).removeprefix("torch.")

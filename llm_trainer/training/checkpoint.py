@@ -26,6 +26,7 @@ from llm_trainer.exceptions import CheckpointError, IntegrityError
 from llm_trainer.files import (
     atomic_directory,
     read_json,
+    read_manifest,
     verify_manifest,
     write_json,
     write_manifest,
@@ -130,14 +131,28 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raise unless `path` is a directory with a checkpoint's manifest; nothing is verified.
+
+    Raises:
+        CheckpointError: there is no such directory.
+        IntegrityError: it is something else.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: no such checkpoint directory; name a checkpoint-<step>, or 'auto' for the "
+            f"newest"
+        )
+    read_manifest(path, CHECKPOINT_KIND, remedy=_REMEDY)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Verify every byte of a checkpoint and read its description.
 
     Raises:
         IntegrityError: torn, damaged or not a checkpoint; names the file.
     """
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such checkpoint directory")
+    require_checkpoint(path)
     verify_manifest(path, CHECKPOINT_KIND, remedy=_REMEDY)
     description = read_json(path / "state.json")
     try:

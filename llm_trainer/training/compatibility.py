@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_trainer.config.checks import flags, instance, map_style, place, refuse
 from llm_trainer.config.model import ModelConfig
-from llm_trainer.exceptions import IntegrityError, ModelConfigurationError, TrainingError
+from llm_trainer.exceptions import (
+    ConfigurationError,
+    DataError,
+    IntegrityError,
+    ModelConfigurationError,
+    TrainingError,
+)
 from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.training.batches import RowSource
+from llm_trainer.training.checkpoint import require_checkpoint
 from llm_trainer.utils.loading import check_pair
 from llm_trainer.utils.parameters import calculate_parameters
 
@@ -14,17 +24,50 @@ if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
 
 
-def check_fit(model: TransformerLM, tokenizer: BPETokenizer, *datasets: Any) -> None:
-    """Check digests, vocabulary and lengths; a data set may be None, or tell nothing of itself.
+def check_request(
+    checkpoint: Any, allow_changes: bool, name: str = "resume_from_checkpoint"
+) -> None:
+    """Check what a training run is asked for, before anything is locked or made.
+
+    Raises:
+        ConfigurationError: of a wrong type.
+        CheckpointError: there is no such checkpoint.
+    """
+    refuse(
+        ConfigurationError,
+        place(name, checkpoint, none=True),
+        flags(allow_changes=allow_changes),
+    )
+    if checkpoint not in (None, "auto"):
+        require_checkpoint(Path(checkpoint))
+
+
+def check_fit(
+    model: TransformerLM,
+    tokenizer: BPETokenizer,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+) -> None:
+    """Check kinds, digests, vocabulary and lengths; a data set may tell nothing of itself.
 
     Raises:
         IntegrityError: model or data were made with another tokenizer, or it has more tokens than
             the model.
-        TrainingError: rows do not fit the model.
+        TrainingError: rows do not fit the model, or there are none.
+        ConfigurationError: something is of a wrong kind.
     """
     check_pair(model, tokenizer)
     digest = tokenizer.digest
-    for dataset in datasets:
+    datasets = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    given = {name: dataset for name, dataset in datasets.items() if dataset is not None}
+    for name, dataset in given.items():
+        if not isinstance(dataset, RowSource):
+            refuse(ConfigurationError, map_style(name, dataset))
+        if len(dataset) == 0:
+            raise DataError(
+                f"{name} is empty: it has no rows; give it more text, or make rows shorter than "
+                f"the text"
+            )
         packed = getattr(dataset, "tokenizer_digest", None)
         if packed is not None and packed != digest:
             raise IntegrityError(
@@ -45,6 +88,7 @@ def check_same_model(model: TransformerLM, config: ModelConfig) -> None:
     Raises:
         ModelConfigurationError: it does not; each field that differs is named with both values.
     """
+    refuse(ModelConfigurationError, instance("model_config", config, ModelConfig))
     config.validate()
     ours, given = model.config.to_dict(), config.to_dict()
     differences = [

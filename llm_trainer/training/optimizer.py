@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm_trainer.config.checks import choice, instance, number, refuse, shown
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.training.muon import MuonAdamW
@@ -72,10 +73,18 @@ def create_optimizer(
     Raises:
         ConfigurationError: unknown type, impossible number, or a model without parameters.
     """
-    _check(optimizer_type, learning_rate, weight_decay, betas, eps, momentum)
+    _check(model, optimizer_type, learning_rate, weight_decay, betas, eps, momentum)
+    refuse(
+        ConfigurationError,
+        number("embedding_learning_rate", embedding_learning_rate, above=0, none=True),
+        number("head_learning_rate", head_learning_rate, above=0, none=True),
+        number("vector_learning_rate", vector_learning_rate, above=0, none=True),
+    )
     roles = parameter_roles(model)
     if not any(roles.values()):
-        raise ConfigurationError("model has no trainable parameters")
+        raise ConfigurationError(
+            f"model (a {type(model).__name__}) has no trainable parameters; give one that has some"
+        )
     embedding_rate = learning_rate if embedding_learning_rate is None else embedding_learning_rate
     rates: dict[Role, float] = {
         "matrix": learning_rate,
@@ -145,20 +154,18 @@ def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
 
 
 def _check(
-    optimizer_type: str, learning_rate: float, weight_decay: float,
+    model: nn.Module, optimizer_type: str, learning_rate: float, weight_decay: float,
     betas: tuple[float, float], eps: float, momentum: float,
 ) -> None:  # fmt: skip
-    problems = []
-    if optimizer_type not in get_args(OptimizerType):
-        known = ", ".join(get_args(OptimizerType))
-        problems.append(f"optimizer_type ({optimizer_type!r}) must be one of {known}")
-    if not learning_rate > 0:
-        problems.append(f"learning_rate ({learning_rate}) must be above 0")
-    if not weight_decay >= 0:
-        problems.append(f"weight_decay ({weight_decay}) must be at least 0")
-    if not all(0 <= beta < 1 for beta in (*betas, momentum)):
-        problems.append(f"betas {betas} and momentum ({momentum}) must be from 0 to below 1")
-    if not eps > 0:
-        problems.append(f"eps ({eps}) must be above 0")
-    if problems:
-        raise ConfigurationError("\n".join(problems))
+    pair = isinstance(betas, tuple | list) and len(betas) == 2
+    refuse(
+        ConfigurationError,
+        instance("model", model, nn.Module),
+        choice("optimizer_type", optimizer_type, get_args(OptimizerType)),
+        number("learning_rate", learning_rate, above=0),
+        number("weight_decay", weight_decay, 0),
+        [] if pair else [f"betas ({shown(betas)}) must be two numbers, such as (0.9, 0.999)"],
+        *(number("each of betas", beta, 0, below=1) for beta in (betas if pair else ())),
+        number("eps", eps, above=0),
+        number("momentum", momentum, 0, below=1),
+    )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
+from llm_trainer.config.checks import choice, instance, number, refuse, whole
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 
@@ -38,6 +39,12 @@ def lr_factor(
     (1 - t)^power; constant: 1; wsd (Hu et al. 2024): 1, then linear over the last decay_ratio of
     all steps; with m = min_lr_ratio and t as in the module's header.
     """
+    refuse(
+        ConfigurationError,
+        whole("step", step, 0),
+        _problems(scheduler_type, num_training_steps, warmup_steps, min_lr_ratio, decay_ratio),
+        number("power", power, above=0),
+    )
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if scheduler_type == "constant":
@@ -54,6 +61,22 @@ def lr_factor(
         case _:
             left = 1.0 - progress
     return min_lr_ratio + (1.0 - min_lr_ratio) * left
+
+
+def _problems(
+    scheduler_type: str,
+    num_training_steps: int,
+    warmup_steps: int,
+    min_lr_ratio: float,
+    decay_ratio: float,
+) -> list[str]:
+    return [
+        *choice("scheduler_type", scheduler_type, get_args(SchedulerType)),
+        *whole("num_training_steps", num_training_steps, 1),
+        *whole("warmup_steps", warmup_steps, 0),
+        *number("min_lr_ratio", min_lr_ratio, 0, 1),
+        *number("decay_ratio", decay_ratio, 0, 1),
+    ]
 
 
 def resolve_warmup(config: TrainingConfig, num_training_steps: int) -> int:
@@ -112,21 +135,16 @@ def create_scheduler(
     Raises:
         ConfigurationError: an unknown type or an impossible number.
     """
+    from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
 
-    problems = []
-    if scheduler_type not in get_args(SchedulerType):
-        known = ", ".join(get_args(SchedulerType))
-        problems.append(f"scheduler_type ({scheduler_type!r}) must be one of {known}")
-    if num_training_steps < 1:
-        problems.append(f"num_training_steps ({num_training_steps}) must be at least 1")
-    if not 0 <= warmup_steps <= max(num_training_steps, 0):
-        problems.append(f"warmup_steps ({warmup_steps}) must be from 0 to {num_training_steps}")
-    for name, value in (("min_lr_ratio", min_lr_ratio), ("decay_ratio", decay_ratio)):
-        if not 0.0 <= value <= 1.0:
-            problems.append(f"{name} ({value}) must be from 0 to 1")
-    if problems:
-        raise ConfigurationError("\n".join(problems))
+    refuse(
+        ConfigurationError,
+        instance("optimizer", optimizer, Optimizer, hint="make one with create_optimizer"),
+        _problems(scheduler_type, num_training_steps, warmup_steps, min_lr_ratio, decay_ratio),
+        number("power", power, above=0),
+    )
+    refuse(ConfigurationError, whole("warmup_steps", warmup_steps, 0, num_training_steps))
     return LambdaLR(
         optimizer,
         lambda step: lr_factor(

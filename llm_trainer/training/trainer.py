@@ -24,6 +24,7 @@ from llm_trainer.files import hold_lock
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training import checkpoint as checkpoints
 from llm_trainer.training.batches import BatchStream, RowSource
+from llm_trainer.training.compatibility import check_request
 from llm_trainer.training.execution import (
     Execution,
     deterministic_algorithms,
@@ -107,6 +108,7 @@ class Trainer(TrainerBase):
             IntegrityError: an explicitly named checkpoint is damaged.
             LockHeldError: another process trains in `checkpoint_dir`.
         """
+        check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
         with (
             hold_lock(directory / "lock", "train"),
@@ -346,6 +348,7 @@ class Trainer(TrainerBase):
             CheckpointError: there is none, or it belongs to another run.
             IntegrityError: it is damaged.
         """
+        check_request(checkpoint_path, allow_changes, "checkpoint_path")
         self._require_set_up()
         directory = Path(self.config.checkpoint_dir)
         if checkpoint_path is not None:

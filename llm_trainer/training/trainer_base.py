@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch.utils.data import Dataset
 
+from llm_trainer.config.checks import instance, place, refuse
+from llm_trainer.config.checks import text as text_problems
 from llm_trainer.config.data import DataConfig
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.config.training import TrainingConfig
-from llm_trainer.exceptions import TrainingError
+from llm_trainer.exceptions import ConfigurationError, GenerationError, TrainingError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.batches import RowSource, num_rows
-from llm_trainer.training.compatibility import check_fit, check_same_model
+from llm_trainer.training.compatibility import check_fit, check_request, check_same_model
 from llm_trainer.training.evaluation import Evaluator
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.result import TrainingResult
@@ -44,15 +46,20 @@ class TrainerBase(ABC):
         device: torch.device | str | None = None,
         tracking: TrackingOptions | None = None,
     ) -> None:
+        refuse(
+            ConfigurationError,
+            instance("config", config, TrainingConfig),
+            instance("tracking", tracking, TrackingOptions, none=True),
+        )
         config.validate()
+        check_fit(model, tokenizer, train_dataset, eval_dataset)
         self.config = config
-        self.device = torch.device(device) if device is not None else get_device()
+        self.device = get_device("auto" if device is None else device)
         self.model = model.to(self.device)
         self.tokenizer = tokenizer
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.tracking = tracking or TrackingOptions.beside(Path(config.checkpoint_dir))
-        check_fit(model, tokenizer, train_dataset, eval_dataset)
         model.tokenizer_digest = tokenizer.digest
 
     @classmethod
@@ -80,6 +87,11 @@ class TrainerBase(ABC):
         """
         from llm_trainer.tokenizer.bpe import BPETokenizer
 
+        refuse(
+            ConfigurationError,
+            place("model_path", model_path),
+            place("tokenizer_path", tokenizer_path),
+        )
         model = TransformerLM.from_pretrained(model_path)
         tokenizer = BPETokenizer.from_pretrained(tokenizer_path)
         return cls(
@@ -121,7 +133,9 @@ class TrainerBase(ABC):
         """
         from llm_trainer.data.prepare import prepare_data
 
+        check_request(resume_from_checkpoint, allow_changes)
         check_same_model(self.model, model_config)
+        refuse(ConfigurationError, instance("data_config", data_config, DataConfig))
         data_config.validate()
         if data_config.max_length > self.model.config.max_seq_len:
             raise TrainingError(
@@ -153,12 +167,18 @@ class TrainerBase(ABC):
         from llm_trainer.models.decoding import GenerationConfig
         from llm_trainer.utils.generation import TextGenerator
 
+        refuse(GenerationError, text_problems("prompt", prompt))
         config = GenerationConfig.from_kwargs(max_length=max_length, **kwargs)
         text: str = TextGenerator(self.model, self.tokenizer, self.device).generate(prompt, config)
         return text
 
     def save_model(self, save_path: str | Path) -> None:
-        """Write model and tokenizer to a directory, atomically."""
+        """Write model and tokenizer to a directory, atomically.
+
+        Raises:
+            LLMTrainerError: the directory holds other things, or cannot be written.
+        """
+        refuse(ConfigurationError, place("save_path", save_path))
         from llm_trainer.models.storage import save_model
 
         def add_tokenizer(directory: Path) -> None:

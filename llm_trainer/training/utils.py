@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from llm_trainer.config.checks import instance, place, refuse, text, whole
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.checkpoint import read_checkpoint, restore
@@ -19,7 +20,12 @@ from llm_trainer.utils.device import get_device as get_device
 
 
 def set_seed(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch (all devices)."""
+    """Seed the generators of Python, numpy and torch (all devices).
+
+    Raises:
+        ConfigurationError: no whole number from 0 to below 2**63.
+    """
+    refuse(ConfigurationError, whole("seed", seed, 0, 2**63 - 1))
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is what libraries draw from
     torch.manual_seed(seed)
@@ -31,10 +37,11 @@ def setup_logging(level: str = "info") -> None:
     Raises:
         ConfigurationError: an unknown level.
     """
+    refuse(ConfigurationError, text("level", level, empty=False))
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise ConfigurationError(
-            f"log level ({level!r}) must be debug, info, warning, error or critical"
+            f"level ({level!r}) of logging must be debug, info, warning, error or critical"
         )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger().setLevel(number)
@@ -50,6 +57,13 @@ def save_checkpoint(
     Raises:
         LLMTrainerError: no space or no permission.
     """
+    refuse(
+        ConfigurationError,
+        instance("model", model, TransformerLM),
+        instance("optimizer", optimizer, Optimizer),
+        whole("step", step, 0),
+        place("checkpoint_dir", checkpoint_dir),
+    )
     state = TrainerState(step=step)
     return write_checkpoint(
         Path(checkpoint_dir), model, optimizer, state, identity={}, environment={}
@@ -65,6 +79,12 @@ def load_checkpoint(checkpoint_path: str | Path, model: TransformerLM, optimizer
         CheckpointError: there is no such checkpoint.
         IntegrityError: it is damaged, or does not fit the model.
     """
+    refuse(
+        ConfigurationError,
+        place("checkpoint_path", checkpoint_path),
+        instance("model", model, TransformerLM),
+        instance("optimizer", optimizer, Optimizer),
+    )
     checkpoint = read_checkpoint(Path(checkpoint_path))
     restore(checkpoint, model, optimizer)
     return checkpoint.state.step

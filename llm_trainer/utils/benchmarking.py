@@ -18,7 +18,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llm_trainer.config.checks import flags, iterable, refuse, whole
 from llm_trainer.config.generation import GenerationConfig
+from llm_trainer.exceptions import ConfigurationError
+from llm_trainer.models.checks import language_model
 from llm_trainer.models.decoding import generate
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.timing import time_calls
@@ -71,7 +74,25 @@ def benchmark_generation(
         repeats: timed runs; the median counts.
         warmup: runs before them.
         progress: show a bar if stderr is a terminal.
+
+    Raises:
+        ConfigurationError: an impossible number.
     """
+    refuse(
+        ConfigurationError,
+        language_model("model", model, "hidden_states"),
+        iterable("batch_sizes", batch_sizes, "numbers"),
+        whole("prompt_tokens", prompt_tokens, 1),
+        whole("new_tokens", new_tokens, 2),
+        whole("repeats", repeats, 1),
+        whole("warmup", warmup, 0),
+        flags(progress=progress),
+    )
+    refuse(
+        ConfigurationError,
+        [] if batch_sizes else ["batch_sizes is empty; give at least one size"],
+        *(whole("batch_sizes: a size", size, 1) for size in batch_sizes),
+    )
     prompt_tokens, new_tokens = _fitting(model.config.max_seq_len, prompt_tokens, new_tokens)
     timings = []
     cases = [(size, cached) for size in batch_sizes for cached in (True, False)]

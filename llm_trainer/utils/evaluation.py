@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from llm_trainer.exceptions import IntegrityError, TrainingError
+from llm_trainer.config.checks import flags, number, refuse, shown, whole
+from llm_trainer.exceptions import ConfigurationError, IntegrityError, TrainingError
+from llm_trainer.models.checks import language_model
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.confidence import ratio_interval
 
@@ -30,6 +32,7 @@ MAX_LOG_PERPLEXITY = 700.0
 """Perplexity is cut at e^700, where float64 ends; only a diverged model comes near."""
 
 
+@runtime_checkable
 class DocumentRows(Protocol):
     """Rows of token ids that know their documents, such as `PackedRows`."""
 
@@ -158,9 +161,17 @@ def evaluate_rows(
         IntegrityError: an id has no entry in `token_bytes`, so it is another tokenizer's.
         TrainingError: no rows, no text, or a loss that is not finite.
     """
+    _check_arguments(model, rows, token_bytes, autocast_dtype)
+    refuse(
+        ConfigurationError,
+        whole("batch_size", batch_size, 1),
+        whole("max_batches", max_batches, 1, none=True),
+        number("confidence", confidence, above=0, below=1),
+        flags(document_mask=document_mask, progress=progress),
+    )
     chosen = _chosen_rows(len(rows), batch_size, max_batches)
     if len(chosen) == 0:
-        raise TrainingError("there are no rows to evaluate on; is the validation text too short?")
+        raise TrainingError("there are no rows to evaluate on; give more validation text")
     totals = _Totals(token_bytes)
     training = model.training
     model.eval()
@@ -181,6 +192,23 @@ def evaluate_rows(
     finally:
         model.train(training)
     return totals.evaluation(confidence)
+
+
+def _check_arguments(
+    model: object, rows: object, token_bytes: Any, autocast_dtype: torch.dtype | None
+) -> None:
+    problems = []
+    if not isinstance(rows, DocumentRows):
+        problems.append(f"rows ({shown(rows)}) must be packed rows or a LanguageModelingDataset")
+    kind = token_bytes.dtype.kind if isinstance(token_bytes, np.ndarray) else ""
+    if kind not in ("i", "u") or token_bytes.ndim != 1:
+        problems.append(
+            f"token_bytes ({shown(token_bytes)}) must be an array of whole numbers, one for each "
+            f"id; use tokenizer.token_bytes()"
+        )
+    if autocast_dtype not in (None, torch.bfloat16, torch.float16):
+        problems.append(f"autocast_dtype ({autocast_dtype!r}) must be bfloat16, float16 or None")
+    refuse(ConfigurationError, language_model("model", model, "token_losses"), problems)
 
 
 def _chosen_rows(num_rows: int, batch_size: int, max_batches: int | None) -> np.ndarray:
@@ -234,7 +262,7 @@ class _Totals:
         targets = ids[:, 1:][valid]
         if int(targets.max()) >= len(self._token_bytes):
             raise IntegrityError(
-                f"rows hold the token id {int(targets.max())}, but the tokenizer has only "
+                f"rows hold the token id {int(targets.max())}, but token_bytes has only "
                 f"{len(self._token_bytes)} ids; use the tokenizer that the rows were packed with"
             )
         nats = losses[valid].astype(np.float64)

@@ -15,6 +15,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
+from llm_trainer.config.checks import function, instance, refuse, shown, text, texts
 from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.decoding import (
@@ -33,6 +34,8 @@ from llm_trainer.models.sampling import (
 )
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
+from llm_trainer.tokenizer.text import check_text
+from llm_trainer.utils.device import get_device
 from llm_trainer.utils.interactive import run_session
 from llm_trainer.utils.loading import check_pair
 from llm_trainer.utils.streaming import TextStream
@@ -89,7 +92,8 @@ class TextGenerator:
         make_runner: RunnerFactory | None = None,
     ) -> None:
         check_pair(model, tokenizer)
-        self.model = model if device is None else model.to(device)
+        refuse(GenerationError, function("make_runner", make_runner))
+        self.model = model if device is None else model.to(get_device(device))
         self.tokenizer = tokenizer
         self._make_runner = make_runner
 
@@ -103,6 +107,7 @@ class TextGenerator:
         on_text: OnText | None = None,
     ) -> str:
         """The prompt and its continuation; see `complete`."""
+        refuse(GenerationError, text("prompt", prompt))
         return self.batch_generate([prompt], config, on_text=on_text)[0]
 
     def batch_generate(
@@ -134,6 +139,7 @@ class TextGenerator:
             GenerationError: an impossible setting, no prompts, or one that is no text.
             TokenizerError: a prompt with a lone surrogate.
         """
+        refuse(GenerationError, texts("prompts", prompts), function("on_text", on_text))
         config = self._resolve(config)
         streams = [TextStream(self._token_values, config.stop) for _ in prompts]
         streaming = (on_text is not None or bool(config.stop)) and config.num_beams == 1
@@ -172,7 +178,14 @@ class TextGenerator:
         Raises:
             GenerationError, TokenizerError: see `complete`.
         """
-        rows = self._encode(prompts)
+        refuse(
+            GenerationError, texts("prompts", prompts), instance("config", config, GenerationConfig)
+        )
+        rows = [
+            self.tokenizer.encode(check_text(prompt, f"prompt {number}"), add_special_tokens=False)
+            or [self.tokenizer.end_id]
+            for number, prompt in enumerate(prompts)
+        ]
         input_ids, mask = left_pad(rows, config.pad_id or 0)
         return continue_prompts(
             self.model, input_ids, mask, config, streamer=streamer,
@@ -196,13 +209,22 @@ class TextGenerator:
                 with a history that is kept between sessions.
             output: where to write; None is stdout.
         """
+        output = sys.stdout if output is None else output
+        refuse(
+            GenerationError,
+            instance("config", config, GenerationConfig, none=True),
+            function("read", read),
+            []
+            if hasattr(output, "write")
+            else [f"output ({shown(output)}) must be a text file to write to, such as sys.stdout"],
+        )
         run_session(
             lambda prompt, settings, show: self.complete(
                 [prompt], settings, on_text=lambda _, text: show(text)
             )[0],
             config or GenerationConfig(max_new_tokens=200),
             read=read,
-            output=output or sys.stdout,
+            output=output,
         )
 
     # ------------------------------------------------------------------ inside
@@ -212,24 +234,13 @@ class TextGenerator:
         return self.tokenizer.definition.token_values()
 
     def _resolve(self, config: GenerationConfig | None) -> GenerationConfig:
+        refuse(GenerationError, instance("config", config, GenerationConfig, none=True))
         config = config or GenerationConfig()
         config.validate()
         return config.replace(
             end_id=self.tokenizer.end_id if config.end_id is None else config.end_id,
             pad_id=self.tokenizer.pad_id if config.pad_id is None else config.pad_id,
         )
-
-    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
-            kinds = sorted({type(prompt).__name__ for prompt in prompts})
-            found = "one text" if isinstance(prompts, str) else f"a list of {', '.join(kinds)}"
-            raise GenerationError(f"prompts must be a list of texts, not {found}")
-        if not prompts:
-            raise GenerationError("prompts is empty; give at least one text, '' for a new document")
-        return [
-            self.tokenizer.encode(prompt, add_special_tokens=False) or [self.tokenizer.end_id]
-            for prompt in prompts
-        ]
 
     def _runner(self, model: TransformerLM, max_new: int, use_cache: bool) -> Runner:
         make_runner = (self._make_runner or CachedRunner) if use_cache else UncachedRunner

@@ -20,17 +20,21 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
 
+from llm_trainer.config import checks
+from llm_trainer.config.checks import refuse
+from llm_trainer.exceptions import DataError
 from llm_trainer.utils.shingles import NormalisedText
 
 MAX_VALIDATION_BYTES = 32 * 2**20
 """Validation text that is indexed."""
 
 
+@runtime_checkable
 class SourceDocument(Protocol):
     """A text and its stable name, such as `llm_trainer.data.documents.Document`."""
 
@@ -119,7 +123,19 @@ def find_leaks(
         max_validation_bytes: text to look at; documents are chosen by a hash of their source.
         num_train: number of training documents, for the bar.
         progress: show a bar if stderr is a terminal.
+
+    Raises:
+        DataError: an impossible setting, or something that is no document.
     """
+    refuse(
+        DataError,
+        checks.function("validation", validation, none=False),
+        checks.iterable("train", train, "documents"),
+        checks.number("threshold", threshold, above=0, most=1),
+        checks.whole("max_validation_bytes", max_validation_bytes, 1),
+        checks.whole("num_train", num_train, 0, none=True),
+        checks.flags(progress=progress),
+    )
     chosen, skipped = _choose(validation(), max_validation_bytes)
     index = _Index(document for document in validation() if document.source in chosen)
     count = 0
@@ -127,6 +143,7 @@ def find_leaks(
     for document in tqdm(
         train, "leak report", total=num_train, unit="document", leave=False, disable=hidden
     ):
+        refuse(DataError, checks.instance("train: a document", document, SourceDocument))
         index.compare(document, threshold)
         count += 1
     return index.report(skipped, count)

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_trainer.exceptions import IntegrityError
+from llm_trainer.config.checks import instance, place, refuse
+from llm_trainer.exceptions import ConfigurationError, IntegrityError
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,12 @@ def load_model_and_tokenizer(
     from llm_trainer.tokenizer.bpe import BPETokenizer
     from llm_trainer.utils.device import get_device
 
-    target = get_device(str(device))
+    refuse(
+        ConfigurationError,
+        place("path", path),
+        place("tokenizer_path", tokenizer_path, none=True),
+    )
+    target = get_device(device)
     model = TransformerLM.from_pretrained(path, target)
     tokenizer = BPETokenizer.from_pretrained(path if tokenizer_path is None else tokenizer_path)
     check_pair(model, tokenizer)
@@ -56,7 +62,16 @@ def check_pair(model: TransformerLM, tokenizer: BPETokenizer) -> None:
     Raises:
         IntegrityError: other digests, both named, or more tokens than the model knows.
         TokenizerNotTrainedException: the tokenizer has no vocabulary yet.
+        ConfigurationError: one of them is something else altogether.
     """
+    from llm_trainer.models.transformer import TransformerLM
+    from llm_trainer.tokenizer.bpe import BPETokenizer
+
+    refuse(
+        ConfigurationError,
+        instance("model", model, TransformerLM, hint="make one, or use from_pretrained"),
+        instance("tokenizer", tokenizer, BPETokenizer, hint="train one, or use from_pretrained"),
+    )
     digest = tokenizer.digest
     if model.tokenizer_digest is not None and model.tokenizer_digest != digest:
         raise IntegrityError(

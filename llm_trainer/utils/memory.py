@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_trainer.config.checks import choice, instance, number, refuse, whole
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.config.training import TrainingConfig
+from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.utils.parameters import ParameterCount, calculate_parameters, count_parameters
 
 FLOAT32_BYTES = 4
@@ -60,6 +62,14 @@ def plan_memory(
     `kernel` is the attention kernel: "masked" keeps the (time x time) attention weights. `process`
     is what to count for Python and torch: PROCESS_BYTES on a CPU, 0 on a CUDA device.
     """
+    refuse(
+        ConfigurationError,
+        instance("model", model, ModelConfig),
+        instance("training", training, TrainingConfig),
+        whole("row_length", row_length, 1),
+        choice("kernel", kernel, ("sdpa", "masked")),
+        whole("process", process, 0),
+    )
     count = count_parameters(model)
     element = HALF_BYTES if training.use_amp else FLOAT32_BYTES
     tokens = training.batch_size * row_length
@@ -79,12 +89,17 @@ def plan_memory(
 def optimizer_bytes(count: ParameterCount, optimizer: str, momentum: float = 0.95) -> int:
     """Bytes of optimizer state: two float32 moments a parameter for Adam and AdamW, one momentum
     for SGD (none if momentum is 0), one for the matrices under Muon and two for its rest."""
+    refuse(
+        ConfigurationError,
+        instance("count", count, ParameterCount),
+        choice("optimizer", optimizer, ("adamw", "adam", "sgd", "muon")),
+        number("momentum", momentum, 0),
+    )
     if optimizer == "sgd":
         return FLOAT32_BYTES * count.total if momentum else 0
     if optimizer == "muon":
         rest = count.total - count.hidden_matrices
         return FLOAT32_BYTES * (count.hidden_matrices + 2 * rest)
-    assert optimizer in ("adam", "adamw"), optimizer
     return 2 * FLOAT32_BYTES * count.total
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Any
 
+from llm_trainer.config.checks import instance, iterable, refuse, shown
+from llm_trainer.config.checks import texts as is_texts
 from llm_trainer.exceptions import DataError
 
 if TYPE_CHECKING:
@@ -50,8 +52,12 @@ def compute_perplexity(
     """
     import torch
 
+    from llm_trainer.models.checks import language_model
+    from llm_trainer.utils.device import get_device
+
+    refuse(DataError, language_model("model", model), iterable("dataloader", dataloader, "batches"))
     if device is not None:
-        model.to(device)
+        model.to(get_device(device))
     training = model.training
     model.eval()
     nats, targets, batches = 0.0, 0, 0
@@ -71,13 +77,19 @@ def compute_perplexity(
 
 def _batch_loss(model: TransformerLM, batch: Mapping[str, Tensor] | Tensor) -> tuple[float, int]:
     """Summed negative log-likelihood of a batch in nats, and its number of targets."""
+    import torch
     import torch.nn.functional as F
 
-    from llm_trainer.models.transformer import IGNORED
+    from llm_trainer.models.checks import IGNORED
 
     fields = batch if isinstance(batch, Mapping) else {"input_ids": batch}
+    for name in fields.keys() & {"input_ids", "attention_mask", "labels"}:
+        refuse(DataError, instance(f"dataloader: {name} of a batch", fields[name], torch.Tensor))
     if "input_ids" not in fields:
-        raise DataError(f"dataloader: a batch has {sorted(fields)}, but no input_ids")
+        raise DataError(
+            f"dataloader: a batch is a dict of {sorted(fields) or 'nothing'}, without input_ids; "
+            f"give batches of ids, or mappings that have some"
+        )
     ids = fields["input_ids"].to(model.device)
     mask = fields["attention_mask"].to(model.device) if "attention_mask" in fields else None
     labels = fields["labels"].to(model.device) if "labels" in fields else ids
@@ -122,7 +134,7 @@ def compute_diversity_metrics(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         DataError: no texts.
     """
-    _check_texts("texts", texts)
+    refuse(DataError, is_texts("texts", texts))
     rows = [text.split() for text in texts]
     metrics: dict[str, float] = {}
     for n in range(1, 5):
@@ -146,7 +158,7 @@ def compute_repetition_metrics(texts: Sequence[str]) -> dict[str, float]:
     Raises:
         DataError: no texts.
     """
-    _check_texts("texts", texts)
+    refuse(DataError, is_texts("texts", texts))
     totals: Counter[str] = Counter()
     sums: dict[str, float] = {}
     for text in texts:
@@ -175,7 +187,7 @@ def evaluate_generation_quality(
     wanted = _either("references", references, "reference_texts", reference_texts)
     if texts is None:
         raise DataError("generated is missing; give the texts to judge")
-    _check_texts("generated", texts)
+    refuse(DataError, is_texts("generated", texts))
     metrics = compute_diversity_metrics(texts) | compute_repetition_metrics(texts)
     metrics["mean_words"] = sum(len(text.split()) for text in texts) / len(texts)
     metrics["mean_characters"] = sum(map(len, texts)) / len(texts)
@@ -227,13 +239,6 @@ def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
     return value if value is not None else other
 
 
-def _check_texts(name: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{name} must be a list of texts, such as ['one', 'two']")
-    if not texts:
-        raise DataError(f"{name} is empty; give at least one text")
-
-
 def _reference_streams(
     predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
 ) -> list[list[str]]:
@@ -241,14 +246,18 @@ def _reference_streams(
 
     Where one has fewer there is None, which sacrebleu leaves out, though its types do not say so.
     """
-    _check_texts("predictions", predictions)
-    if isinstance(references, str) or len(references) != len(predictions):
-        found = "one text" if isinstance(references, str) else f"{len(references)} references"
+    refuse(DataError, is_texts("predictions", predictions))
+    single = isinstance(references, str | bytes) or not isinstance(references, Collection)
+    if single or len(references) != len(predictions):
+        found = "one text" if isinstance(references, str) else shown(references)
+        found = found if single else f"{len(references)} references"
         raise DataError(
-            f"{found} for {len(predictions)} predictions; give a reference, or a list of them, "
-            f"for each"
+            f"references: {found} for {len(predictions)} predictions; give a reference, or a list "
+            f"of them, for each"
         )
-    rows = [[entry] if isinstance(entry, str) else list(entry) for entry in references]
-    for number, row in enumerate(rows):
-        _check_texts(f"references of prediction {number}", row)
+    rows = [[entry] if isinstance(entry, str) else entry for entry in references]
+    refuse(
+        DataError,
+        *(is_texts(f"references of prediction {n}", row) for n, row in enumerate(rows)),
+    )
     return [list(stream) for stream in zip_longest(*rows)]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_trainer.config.checks import instance, refuse, whole
 from llm_trainer.config.model import ModelConfig
+from llm_trainer.exceptions import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class ParameterCount:
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Exact parameter count of `TransformerLM(config)`, by group."""
+    refuse(ConfigurationError, instance("config", config, ModelConfig))
     d_model, d_ff, layers = config.d_model, config.d_ff, config.n_layers
     d_kv = config.num_kv_heads * config.d_head
     bias = int(config.bias)
@@ -89,6 +92,7 @@ def flops_per_token(config: ModelConfig, row_length: int) -> int:
     whole T x T square as in the paper, though a causal model needs half of it. Recomputation
     (gradient checkpointing) is not useful work and is not counted.
     """
+    refuse(ConfigurationError, whole("row_length", row_length, 1))
     products = 6 * count_parameters(config).multiplied
     attention = 12 * config.n_layers * config.n_heads * config.d_head * row_length
     return products + attention

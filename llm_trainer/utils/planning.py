@@ -13,8 +13,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from llm_trainer.config.checks import instance, number, refuse, whole
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.config.training import TrainingConfig
+from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.utils.memory import (
     PROCESS_BYTES,
     MemoryPlan,
@@ -112,6 +114,7 @@ class Plan:
 
     def utilization(self, tokens_per_second: float) -> float | None:
         """Share of the matmul peak (MFU) that a measured speed amounts to."""
+        refuse(ConfigurationError, number("tokens_per_second", tokens_per_second, 0))
         return (
             tokens_per_second * self.flops_per_token / self.peak_flops if self.peak_flops else None
         )
@@ -134,6 +137,7 @@ class Plan:
 
     def render(self, actuals: Actuals | None = None) -> str:
         """The plan as an aligned table, one line a figure; with `actuals` a column more."""
+        refuse(ConfigurationError, instance("actuals", actuals, Actuals, none=True))
         rows = self._rows(actuals or Actuals())
         heads = ("", "plan", "actual", "")
         table = [heads, *rows] if actuals else [(row[0], row[1], row[3]) for row in rows]
@@ -198,9 +202,17 @@ def planned_steps(training: TrainingConfig, num_rows: int | None) -> int:
     batch may reach into the next epoch; only the last step may see a few rows more than
     `num_epochs` passes have.
     """
+    refuse(
+        ConfigurationError,
+        instance("training", training, TrainingConfig),
+        whole("num_rows", num_rows, 1, none=True),
+    )
     if training.max_steps is not None:
         return training.max_steps
-    assert num_rows is not None, "without rows or max_steps there is no end"
+    if num_rows is None:
+        raise ConfigurationError(
+            "num_rows is None, and so is max_steps of training, so there is no end; give one"
+        )
     return max(1, math.ceil(training.num_epochs * num_rows / training.effective_batch_size))
 
 
@@ -222,8 +234,15 @@ def training_plan(
     `machine.matmul_peak`); without it the time is unknown. `steps` overrides `planned_steps`;
     `kernel` (the attention kernel) and `process` are those of `plan_memory`.
     """
-    assert num_rows is None or num_rows > 0, "a plan needs at least one row"
-    assert row_length > 1, "a row needs an input and a target"
+    refuse(
+        ConfigurationError,
+        instance("model", model, ModelConfig),
+        instance("training", training, TrainingConfig),
+        whole("row_length", row_length, 2),  # an input and a target
+        number("peak_flops", peak_flops, above=0, none=True),
+        number("mfu", mfu, above=0, most=1),
+        whole("steps", steps, 1, none=True),
+    )
     return Plan(
         parameters=count_parameters(model),
         num_rows=num_rows,
@@ -241,6 +260,7 @@ def training_plan(
 
 def format_bytes(size: float) -> str:
     """`size` in bytes, readable, in decimal units: 1,500,000 is "1.5 MB"."""
+    refuse(ConfigurationError, number("size", size, 0))
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:,.1f} {unit}"
@@ -249,6 +269,7 @@ def format_bytes(size: float) -> str:
 
 def format_seconds(seconds: float | None) -> str:
     """A duration as people say it: "42.0 s", "3 min 20 s", "5 h 07 min", "-" if unknown."""
+    refuse(ConfigurationError, number("seconds", seconds, 0, none=True))
     if seconds is None:
         return "-"
     if seconds < 60:

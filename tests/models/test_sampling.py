@@ -130,7 +130,7 @@ def test_causal_mask() -> None:
         (lambda x: sample_top_p(x, -0.1), ["p (-0.1)"]),
         (lambda x: sample_top_p(x, float("nan")), ["p (nan)"]),
         (lambda x: sample_top_p(x, "0.9"), ["p ('0.9')"]),
-        (lambda x: apply_temperature(x, 0), ["temperature (0)", "argmax"]),
+        (lambda x: apply_temperature(x, 0), ["temperature (0)", "above 0"]),
         (lambda x: apply_repetition_penalty(x, torch.tensor([[1]]), 0), ["penalty (0)", "above 0"]),
         (lambda x: apply_repetition_penalty(x, torch.tensor([[9]]), 2), ["9", "0 to 4"]),
         (lambda x: create_causal_mask(0), ["size (0)"]),

@@ -189,7 +189,7 @@ def test_autocast_is_close(rows):
 
 
 def test_what_cannot_be_scored_is_refused(tmp_path, rows):
-    with pytest.raises(IntegrityError, match="tokenizer has only 50 ids"):
+    with pytest.raises(IntegrityError, match="token_bytes has only 50 ids"):
         evaluate_rows(model(), rows, token_bytes=TOKEN_BYTES[:50])
     broken = model()
     broken.head.weight.data[3] = math.nan

@@ -178,8 +178,8 @@ def test_a_long_prompt_is_kept_in_the_text(
 
 
 @pytest.mark.parametrize(("prompts", "words"), [
-    ([], ["empty"]), ("text", ["one text"]), ([1, "a"], ["int, str"]), ([b"x"], ["bytes"]),
-    ([None], ["NoneType"]),
+    ([], ["empty"]), ("text", ["list of texts"]), ([1, "a"], ["number 0 is 1"]),
+    ([b"x"], ["b'x'"]), ([None], ["None"]),
 ])  # fmt: skip
 def test_impossible_prompts_are_named(
     generator: TextGenerator, prompts: list[str], words: list[str]

@@ -73,7 +73,7 @@ def test_perplexity_of_labels() -> None:
 
 @pytest.mark.parametrize(("batches", "words"), [
     ([], "no batches"), ([torch.ones(2, 1, dtype=torch.long)], "1 batches without a target"),
-    ([{"ids": torch.ones(1, 2)}], "no input_ids"),
+    ([{"ids": torch.ones(1, 2)}], "without input_ids"),
 ])  # fmt: skip
 def test_perplexity_of_nothing_is_an_error(batches: list[Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
@@ -176,7 +176,7 @@ def test_quality_takes_both_spellings() -> None:
 @pytest.mark.parametrize(("call", "message"), [
     (lambda: compute_diversity_metrics([]), "texts is empty"),
     (lambda: compute_repetition_metrics([]), "texts is empty"),
-    (lambda: compute_diversity_metrics("text"), "texts must be a list of texts"),
+    (lambda: compute_diversity_metrics("text"), r"texts \('text'\) must be a list of texts"),
     (lambda: compute_repetition_metrics(["a", None]), "texts must be a list of texts"),
     (lambda: compute_bleu_score([], []), "predictions is empty"),
     (lambda: compute_bleu_score(["a"], ["a", "b"]), "2 references for 1 predictions"),
