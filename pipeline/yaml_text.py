@@ -63,7 +63,8 @@ def _value(key: yaml.Node, node: yaml.Node, value: Any, text: str) -> Value:
     start, end = node.start_mark.index, _end(node)
     end = start + len(text[start:end].rstrip("\n"))  # a block of text takes its line end along
     spelling = text[start:end]
-    if "\n" in spelling or not spelling:
+    block = isinstance(node, yaml.CollectionNode) and not node.flow_style
+    if block or "\n" in spelling or not spelling:
         spelling = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
         spelling = spelling.removesuffix("\n").removesuffix("\n...")
     if node.start_mark.line > key.start_mark.line:

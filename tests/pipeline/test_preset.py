@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -217,6 +218,18 @@ def test_values_on_several_lines(before: str, after: str) -> None:
     found = set_values(before, Path("x.yaml"), {"s": {"a": Value([3], "[3]", 0, 0)}})
     assert found.split() == after.split()
     assert read_values(found, Path("x.yaml"))["s"]["a"].value == [3]
+
+
+@pytest.mark.parametrize("value", [["def "], [], ["a", "b"], [1], {"a": 1}])
+@pytest.mark.parametrize("flow", [True, False])
+def test_a_value_is_spelled_so_that_it_fits_behind_its_key(value: object, flow: bool) -> None:
+    import yaml
+
+    text = yaml.safe_dump({"s": {"a": value, "b": 1}}, default_flow_style=False)
+    if flow:
+        text = f"s:\n  a: {json.dumps(value)}\n  b: 1\n"
+    spelled = read_values(text, Path("x.yaml"))["s"]["a"].text
+    assert yaml.safe_load(f"a: {spelled}") == {"a": value}
 
 
 def test_new_keys_and_sections_come_in_order() -> None:
