@@ -19,6 +19,9 @@ from llm_trainer.models.cache import KVCache
 from llm_trainer.models.layers import RMSNorm, apply_rope
 
 AttentionKernel = Literal["sdpa", "masked"]
+QUERY_BLOCK = 256
+"""Queries at a time in causal `masked` attention: rows of 1,024 are spared 3/8 of the products.
+Smaller blocks spare more, and cost more to compile than a run of minutes gets back."""
 
 
 class Attention(nn.Module):
@@ -102,10 +105,25 @@ def masked_attention(
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if mask is not None:
+        return _attend(q, k, v, mask, dropout)
+    time = q.shape[2]
+    causal = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
+    parts = []
+    for start in range(0, time, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, time)
+        # the keys after a block are hidden from all of it
+        parts.append(
+            _attend(
+                q[:, :, start:end], k[:, :, :end], v[:, :, :end], causal[start:end, :end], dropout
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
+    """As `masked_attention`, with as many heads in k and v as in q, and a mask."""
     scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5  # (batch, heads, time, keys)
-    if mask is None:
-        time = q.shape[2]
-        mask = torch.ones(time, time, dtype=torch.bool, device=q.device).tril()
     weights = scores.float().masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
     if dropout:
         weights = F.dropout(weights, dropout)
