@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from llm_trainer.config.base import Config, at_least, within
 from llm_trainer.config.training import Backend
+
+Optimization = Literal[
+    "cache_off", "quantize", "bfloat16", "compile", "compile_quantize", "compile_bfloat16"
+]
+"""Ways to run `InferenceEngine`; see `utils.optimization_benchmark`."""
 
 
 @dataclass
@@ -78,11 +83,19 @@ class BenchmarkConfig(Config):
     """Tokens generated after each prompt."""
     repeats: int = 3
     """Timed generations; the median counts."""
+    optimizations: list[Optimization] = field(
+        default_factory=lambda: ["cache_off", "quantize", "bfloat16", "compile", "compile_quantize"]
+    )
+    """Ways to run `InferenceEngine` that are timed beside the plain one, for one prompt. Compiled
+    ones take up to a minute each the first time; an empty list times none."""
+    quality_bytes: int = 131072
+    """Bytes of validation text, spread over all of it, on which the loss of rounded weights is
+    measured."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one line each."""
         found = []
-        for name in ("training_steps", "batch_size", "prompt_tokens", "repeats"):
+        for name in ("training_steps", "batch_size", "prompt_tokens", "repeats", "quality_bytes"):
             found += at_least(name, getattr(self, name), 1)
         found += at_least("new_tokens", self.new_tokens, 2)
         found += at_least("warmup_steps", self.warmup_steps, 0)

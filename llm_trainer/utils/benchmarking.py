@@ -93,7 +93,13 @@ def benchmark_generation(
         [] if batch_sizes else ["batch_sizes is empty; give at least one size"],
         *(whole("batch_sizes: a size", size, 1) for size in batch_sizes),
     )
-    prompt_tokens, new_tokens = _fitting(model.config.max_seq_len, prompt_tokens, new_tokens)
+    asked = (prompt_tokens, new_tokens)
+    prompt_tokens, new_tokens = fitting(model.config.max_seq_len, *asked)
+    if asked != (prompt_tokens, new_tokens):
+        logger.warning(
+            "prompt_tokens (%d) and new_tokens (%d) exceed the model's max_seq_len (%d); timing %d "
+            "and %d instead", *asked, model.config.max_seq_len, prompt_tokens, new_tokens,
+        )  # fmt: skip
     timings = []
     cases = [(size, cached) for size in batch_sizes for cached in (True, False)]
     hidden = None if progress else True
@@ -135,17 +141,12 @@ def directory_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _fitting(limit: int, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-    """Prompt and new tokens that fit into `limit` positions."""
+def fitting(limit: int, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+    """Prompt and new tokens, lowered if together they exceed `limit` positions."""
     if prompt_tokens + new_tokens <= limit:
         return prompt_tokens, new_tokens
     new = min(new_tokens, max(limit // 2, limit - prompt_tokens))
-    prompt = min(prompt_tokens, limit - new)
-    logger.warning(
-        "prompt_tokens (%d) and new_tokens (%d) exceed the model's max_seq_len (%d); timing %d and "
-        "%d instead", prompt_tokens, new_tokens, limit, prompt, new,
-    )  # fmt: skip
-    return prompt, new
+    return min(prompt_tokens, limit - new), new
 
 
 def _median(

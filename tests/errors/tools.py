@@ -18,6 +18,7 @@ from llm_trainer.utils.metrics import (
     compute_repetition_metrics,
     evaluate_generation_quality,
 )
+from llm_trainer.utils.optimization_benchmark import benchmark_ways, precision_metrics
 from tests.errors.models import TOO_LONG
 from tests.errors.nonsense import (
     AMOUNT,
@@ -33,10 +34,13 @@ from tests.errors.nonsense import (
     POSITIVE,
     SIZE,
     SOME_TEXTS,
+    TEXT,
     Entry,
     maybe,
 )
 
+WAYS = "llm_trainer.utils.optimization_benchmark"
+NAMES = (None, 3, "compile", ["fast"], [3])
 MODEL = (*OBJECT, nn.Linear(2, 2))
 REFERENCES = (3, "one text", [1], [None], [["a", None]], [[]], [], ["a", "b"])
 METRICS = "llm_trainer.utils.metrics"
@@ -179,6 +183,28 @@ ENTRIES = [
             "model": MODEL, "batch_sizes": (None, 3, "text", [], [0], ["a"]),
             "prompt_tokens": COUNT, "new_tokens": (*COUNT, 1), "repeats": COUNT, "warmup": SIZE,
             "progress": FLAG,
+        },
+    ),
+    Entry(
+        f"{WAYS}:benchmark_ways", lambda w: benchmark_ways,
+        lambda w: {
+            "engine": w.engine, "prompt": "def", "ways": [], "new_tokens": 2, "repeats": 1,
+            "warmup": 0,
+        },
+        {
+            "engine": OBJECT, "prompt": TEXT, "ways": NAMES, "new_tokens": (*COUNT, 1),
+            "repeats": COUNT, "warmup": SIZE, "progress": FLAG,
+        },
+    ),
+    Entry(
+        f"{WAYS}:precision_metrics", lambda w: precision_metrics,
+        lambda w: {
+            "engine": w.engine, "rows": w.validation, "ways": ["quantize"], "max_bytes": 99,
+            "batch_size": 1, "token_bytes": w.tokenizer.token_bytes(),
+        },
+        {
+            "engine": OBJECT, "rows": (*OBJECT, [1, 2]), "ways": NAMES, "max_bytes": COUNT,
+            "batch_size": COUNT, "token_bytes": (None, "text", 3, [1]), "document_mask": FLAG,
         },
     ),
 ]  # fmt: skip

@@ -43,6 +43,7 @@ PARAMS = {
     "benchmark": {
         "training_steps": 2, "warmup_steps": 1, "batch_size": 2, "prompt_tokens": 8,
         "generation_batch_sizes": [1, 2], "new_tokens": 6, "repeats": 1,
+        "optimizations": ["cache_off", "quantize", "bfloat16"], "quality_bytes": 2000,
     },
     "runtime": {"report_to": ["console"], "num_threads": 1, "device": "cpu"},
 }  # fmt: skip

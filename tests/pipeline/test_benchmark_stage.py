@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,9 @@ def metrics(project, done):
 
 def test_metrics_are_flat_numbers_and_strings(metrics):
     assert all(isinstance(value, int | float | str) for value in metrics.values())
-    assert all(math.isfinite(v) and v >= 0 for v in metrics.values() if not isinstance(v, str))
+    figures = {name: v for name, v in metrics.items() if not isinstance(v, str)}
+    assert all(math.isfinite(value) for value in figures.values())
+    assert all(v >= 0 for name, v in figures.items() if not name.endswith("_added"))
 
 
 def test_training_figures_follow_from_each_other(metrics):
@@ -68,6 +71,38 @@ def test_generation_is_timed_for_each_batch_size_with_and_without_cache(metrics)
         assert metrics[f"generate_batch_{size}_cache_speedup"] > 0
 
 
+def test_each_option_of_the_engine_has_its_figures_and_ratios(metrics):
+    for way in ("cache_off", "quantize", "bfloat16"):
+        for figure in ("tokens_per_second", "first_token_ms", "model_bytes", "peak_memory_bytes"):
+            plain = metrics[f"optimize_plain_{figure}"]
+            value = metrics[f"optimize_{way}_{figure}"]
+            assert metrics[f"optimize_{way}_{figure}_ratio"] == pytest.approx(
+                value / plain, rel=1e-2
+            )
+    assert metrics["optimize_plain_model_bytes"] == 4 * metrics["parameters"]
+    # a head of zeros predicts all tokens alike, whatever the other weights are rounded to
+    expected = metrics["optimize_plain_bits_per_byte"]
+    for way in ("quantize", "bfloat16"):
+        assert metrics[f"optimize_{way}_bits_per_byte"] == pytest.approx(expected, abs=1e-3)
+        assert metrics[f"optimize_{way}_bits_per_byte_added"] == pytest.approx(0, abs=1e-3)
+    assert 1000 < metrics["optimize_quality_bytes"] < 4000
+    assert not any("compile" in name for name in metrics if name.startswith("optimize"))
+
+
+def test_without_a_compiler_the_stage_says_so_and_goes_on(tmp_path, caplog, monkeypatch, capsys):
+    project = make_project(tmp_path / "project")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    benchmark = {"optimizations": ["compile", "compile_quantize"], "generation_batch_sizes": [1]}
+    with caplog.at_level(logging.WARNING):
+        run_here(project, "benchmark", benchmark=benchmark)
+    metrics = json.loads((project / "metrics/benchmark.json").read_text())
+    for way in benchmark["optimizations"]:
+        assert "not possible: there is no C++ compiler" in metrics[f"optimize_{way}"]
+    assert caplog.text.count("C++ compiler") == 1
+    assert "compile: not possible" in capsys.readouterr().out
+
+
 def test_size_memory_and_machine(project, metrics):
     files = [file for file in (project / "models/final").rglob("*") if file.is_file()]
     assert metrics["model_directory_bytes"] == sum(file.stat().st_size for file in files)
@@ -82,6 +117,7 @@ def test_size_memory_and_machine(project, metrics):
 def test_what_it_prints(done):
     assert "generation, batch 2, no cache" in done.stdout
     assert "GFLOP/s" in done.stdout
+    assert re.search(r"quantize: [\d.]+ times as fast, 0\.\d\d of the weights' memory", done.stdout)
 
 
 def test_the_models_directory_is_left_alone(project, metrics):

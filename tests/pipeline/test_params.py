@@ -55,4 +55,7 @@ def test_each_stage_outside_the_project_says_so(stage: str, tmp_path: Path) -> N
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == f"error: {stage}: params.yaml: no such configuration file\n"
+    assert done.stderr == (
+        f"error: {stage}: params.yaml: no such configuration file; name a .json, .yaml or .yml "
+        f"file\n"
+    )

@@ -34,11 +34,12 @@ def test_a_clone_has_figures_but_no_data(repo: Repo, clone: Repo) -> None:
 
 
 def test_only_what_is_needed_is_fetched(repo: Repo, clone: Repo) -> None:
-    """Another benchmark needs the model and the tokenizer, not the text or the rows."""
+    """Another benchmark needs model, tokenizer and rows, not the text."""
     clone.set(benchmark__repeats=2)
     printed = clone.dvc("repro", "--pull", "--allow-missing", "benchmark")
     assert stages_run(printed) == ["benchmark"]
-    assert not (clone.path / "data").exists()
+    assert not (clone.path / "data/raw").exists()
+    assert clone.files("data/packed") == repo.files("data/packed")
     assert clone.files("models/final") == repo.files("models/final")
     clone.git("checkout", "--quiet", "--", ".")
 
