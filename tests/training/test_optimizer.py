@@ -49,6 +49,30 @@ def test_a_tied_head_is_an_embedding() -> None:
     assert "head" not in roles
 
 
+@pytest.mark.parametrize("tie", [False, True])
+def test_adamw_equals_torch_adamw_over_these_groups(tie: bool) -> None:
+    """Matrices and an untied head are decayed; embeddings, norms and biases are not."""
+    ours_net, theirs_net = model(tie), model(tie)
+    ours = create_optimizer(ours_net, "adamw", 3e-3, 0.3, (0.8, 0.95), 1e-9)
+    named = dict(theirs_net.named_parameters())
+    decayed = [n for n, p in named.items() if p.ndim == 2 and n != "embedding.weight"]
+    theirs = torch.optim.AdamW(
+        [
+            {"params": [named[n] for n in decayed], "weight_decay": 0.3},
+            {"params": [named[n] for n in named if n not in decayed], "weight_decay": 0.0},
+        ],
+        lr=3e-3, betas=(0.8, 0.95), eps=1e-9,
+    )  # fmt: skip
+    ids = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(5))
+    for _ in range(5):
+        for net, optimizer in ((ours_net, ours), (theirs_net, theirs)):
+            net.loss_sum(ids, ids).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name, parameter in ours_net.named_parameters():
+        torch.testing.assert_close(parameter, named[name], atol=1e-6, rtol=1e-5)
+
+
 def unfused(net: TransformerLM) -> list[list[nn.Parameter]]:
     """Copies of the hidden matrices with each fused block as a parameter of its own."""
     out = []

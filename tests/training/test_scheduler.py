@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from llm_trainer.config import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.training.scheduler import (
+    SchedulerType,
     clamp_warmup,
     create_scheduler,
     lr_factor,
@@ -19,42 +21,65 @@ from llm_trainer.training.scheduler import (
 N, W = 200, 20
 
 
-@pytest.mark.parametrize("step", range(0, N, 7))
-def test_closed_forms(step: int) -> None:
-    t = (step - W) / (N - W)
-    common = {"num_training_steps": N, "warmup_steps": W, "min_lr_ratio": 0.1}
-    if step < W:
-        for kind in ("cosine", "linear", "constant", "polynomial", "wsd"):
-            assert lr_factor(step, scheduler_type=kind, **common) == (step + 1) / (W + 1)  # type: ignore[arg-type]
-        return
-    cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t))
-    assert lr_factor(step, scheduler_type="cosine", **common) == pytest.approx(cosine, rel=1e-12)  # type: ignore[arg-type]
-    linear = 1 - 0.9 * t
-    assert lr_factor(step, scheduler_type="linear", **common) == pytest.approx(linear, rel=1e-12)  # type: ignore[arg-type]
-    cubic = 0.1 + 0.9 * (1 - t) ** 3
-    assert lr_factor(step, scheduler_type="polynomial", power=3.0, **common) == pytest.approx(cubic)  # type: ignore[arg-type]
-    assert lr_factor(step, scheduler_type="constant", **common) == 1.0  # type: ignore[arg-type]
-    wsd = 1.0 if step <= 150 else 1 - 0.9 * (step - 150) / 50
-    assert lr_factor(
-        step, scheduler_type="wsd", decay_ratio=0.25, num_training_steps=N, warmup_steps=W,
-        min_lr_ratio=0.1,
-    ) == pytest.approx(wsd)  # fmt: skip
+@pytest.mark.parametrize("kind", get_args(SchedulerType))
+def test_closed_forms_at_every_step(kind: SchedulerType) -> None:
+    """Written out once more, with a floor of 0.1 and, where it counts, a power or a decay share."""
+    settings = {"power": 3.0, "decay_ratio": 0.25, "min_lr_ratio": 0.1}
+
+    def expected(step: int) -> float:
+        if step < W:
+            return (step + 1) / (W + 1)
+        t = (step - W) / (N - W)
+        match kind:
+            case "cosine":
+                return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t))
+            case "linear":
+                return 1 - 0.9 * t
+            case "polynomial":
+                return 0.1 + 0.9 * (1 - t) ** 3
+            case "wsd":
+                return 1.0 if step <= 150 else 1 - 0.9 * (step - 150) / 50
+        return 1.0
+
+    for step in range(N + 1):
+        made = lr_factor(
+            step, num_training_steps=N, warmup_steps=W, scheduler_type=kind, **settings
+        )  # type: ignore[arg-type]
+        assert made == pytest.approx(expected(step), rel=1e-12), step
 
 
-def test_cosine_and_linear_equal_transformers_after_warmup() -> None:
-    transformers = pytest.importorskip("transformers")
-    for kind in ("cosine", "linear"):
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        make = getattr(transformers, f"get_{kind}_schedule_with_warmup")
-        theirs = make(optimizer, num_warmup_steps=W, num_training_steps=N)
-        for step in range(N):
-            if step >= W:
-                ours = lr_factor(
-                    step, num_training_steps=N, warmup_steps=W, scheduler_type=kind,  # type: ignore[arg-type]
-                )  # fmt: skip
-                assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-            optimizer.step()
-            theirs.step()
+THEIRS: dict[SchedulerType, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    # ours -> the function of transformers, its arguments, and ours for the same
+    "cosine": ("get_cosine_with_min_lr_schedule_with_warmup", {"min_lr_rate": 0.1},
+               {"min_lr_ratio": 0.1}),
+    "linear": ("get_linear_schedule_with_warmup", {}, {"min_lr_ratio": 0.0}),
+    "constant": ("get_constant_schedule_with_warmup", {}, {}),
+    "polynomial": ("get_polynomial_decay_schedule_with_warmup", {"lr_end": 0.1, "power": 3.0},
+                   {"min_lr_ratio": 0.1, "power": 3.0}),
+    "wsd": ("get_wsd_schedule", {"num_decay_steps": 50, "decay_type": "linear",
+                                 "min_lr_ratio": 0.1},
+            {"min_lr_ratio": 0.1, "decay_ratio": 0.25}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("warmup", [0, W])
+@pytest.mark.parametrize("kind", THEIRS)
+def test_schedules_equal_transformers_after_warmup(kind: SchedulerType, warmup: int) -> None:
+    """During it theirs begins at 0, which wastes a step; ours ends at the same peak."""
+    optimization = pytest.importorskip("transformers.optimization")
+    name, theirs_have, ours_have = THEIRS[kind]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    if kind != "constant":
+        theirs_have = theirs_have | {"num_training_steps": N}
+    theirs = getattr(optimization, name)(optimizer, num_warmup_steps=warmup, **theirs_have)
+    for step in range(N):
+        if step >= warmup:
+            ours = lr_factor(
+                step, num_training_steps=N, warmup_steps=warmup, scheduler_type=kind, **ours_have
+            )
+            assert ours == pytest.approx(theirs.get_last_lr()[0], abs=1e-12), step
+        optimizer.step()
+        theirs.step()
 
 
 def test_create_scheduler_follows_the_function() -> None:
