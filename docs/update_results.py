@@ -1,8 +1,9 @@
 """Write the generated parts of the documentation: `python -m docs.update_results [--check]`.
 
-From `metrics/*.json` of the default run: the table of results in README.md. From the config
-classes and `configs/default.yaml`: the tables of docs/configuration.md. Each part stands between
-two markers and is replaced whole; everything else is left as it is. A test compares.
+From `metrics/*.json` of the default run: the table of results in README.md. From
+`benchmarks/results.json`: the table of peers in docs/performance.md. From the config classes and
+`configs/default.yaml`: the tables of docs/configuration.md. Each part stands between two markers
+and is replaced whole; everything else is left as it is. A test compares.
 
 Exit codes: 0 done, 1 with `--check` if something is out of date, 2 wrong input.
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from benchmarks.measures import ROWS
 from llm_trainer.config import (
     BenchmarkConfig,
     DataConfig,
@@ -40,6 +42,8 @@ from llm_trainer.utils.planning import format_seconds
 ROOT = Path(__file__).resolve().parents[1]
 README = "README.md"
 CONFIGURATION = "docs/configuration.md"
+PERFORMANCE = "docs/performance.md"
+PEER_RESULTS = ROOT / "benchmarks" / "results.json"
 SECTIONS: dict[str, type[Config]] = {
     "data": SourceConfig,
     "tokenizer": TokenizerConfig,
@@ -63,7 +67,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     options = parser.parse_args()
     try:
-        wanted = {CONFIGURATION: with_configuration(read(CONFIGURATION))}
+        wanted = {
+            CONFIGURATION: with_configuration(read(CONFIGURATION)),
+            PERFORMANCE: with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)),
+        }
         if (ROOT / "metrics" / "evaluate.json").is_file():
             wanted[README] = with_results(read(README), ROOT / "metrics")
         else:
@@ -183,6 +190,28 @@ def result_rows(figures: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str,
 def megabytes(size: float) -> str:
     """Bytes in MB, two digits below 1."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
+
+
+# --------------------------------------------------------------------------- peers
+
+
+def with_peers(text: str, results: Mapping[str, Any]) -> str:
+    """docs/performance.md with the table of what `make bench` measured."""
+    lines = ["| Figure | | Measured | Bar | Goal |", "| --- | --- | --- | --- | --- |"]
+    for row in ROWS:
+        if row.name not in results["ratios"]:
+            continue
+        value = results["ratios"][row.name]
+        sign = "at most " if row.lower_is_better else ""
+        goal = "" if row.goal is None else f"{row.goal:g}"
+        lines.append(
+            f"| `{row.name}` | {row.what} | **{value:.3g}** | {sign}{row.bar:g} | {goal} |"
+        )
+    machine = results["machine"]
+    packages = ", ".join(f"{name} {value}" for name, value in machine["packages"].items())
+    lines += ["", f"On {machine['cpu']}, {machine['threads']} threads, Python "
+              f"{machine['python']}; {packages}."]  # fmt: skip
+    return replaced(text, "peers", "\n".join(lines))
 
 
 # --------------------------------------------------------------------------- configuration

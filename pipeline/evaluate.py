@@ -30,6 +30,10 @@ def main() -> None:
     """Evaluate models/final on data/packed; write plots/samples and the metrics."""
     params = load_params()
     runtime, config = params.runtime, params.evaluation
+    from llm_trainer.training.tracking import begin_upload, log_stage
+
+    # before torch, which takes as long to be there as what sends the figures at the end
+    upload = begin_upload(MODEL, runtime=runtime, root=main_checkout())
     import torch
 
     from llm_trainer.data.raw import RawCorpus
@@ -38,7 +42,6 @@ def main() -> None:
     from llm_trainer.models.transformer import TransformerLM
     from llm_trainer.tokenizer.bpe import BPETokenizer
     from llm_trainer.training.lineage import read_lineage
-    from llm_trainer.training.tracking import log_stage
     from llm_trainer.utils.device import get_device
     from llm_trainer.utils.evaluation import check_rows, evaluate_rows
     from llm_trainer.utils.leakage import find_leaks
@@ -100,7 +103,7 @@ def main() -> None:
     log_stage(
         MODEL, "evaluate", metrics, runtime=runtime, root=main_checkout(), artifacts=[SAMPLES],
         samples=[{"prompt": sample.prompt, "text": sample.text} for sample in samples],
-        params={"evaluation": config.to_dict()},
+        params={"evaluation": config.to_dict()}, upload=upload,
     )  # fmt: skip
 
 

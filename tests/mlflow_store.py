@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -122,3 +122,10 @@ def steps_of(uri: str, run_id: str, key: str) -> list[int]:
     from mlflow import MlflowClient
 
     return sorted(m.step for m in MlflowClient(uri).get_metric_history(run_id, key))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.2)

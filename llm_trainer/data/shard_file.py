@@ -145,13 +145,22 @@ def _write_batch(
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum(rows.piece_counts, out=offsets[1:])
     columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.ids.reshape(-1)), type=kinds[0]),
-        pa.array(rows.lengths.astype(np.uint32)),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.documents), type=kinds[2]),
-        pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.starts), type=kinds[3]),
+        pa.FixedSizeListArray.from_arrays(_array(rows.ids.reshape(-1)), type=kinds[0]),
+        _array(rows.lengths.astype(np.uint32)),
+        pa.ListArray.from_arrays(_array(offsets), _array(rows.documents), type=kinds[2]),
+        pa.ListArray.from_arrays(_array(offsets), _array(rows.starts), type=kinds[3]),
     ]
     batch = pa.RecordBatch.from_arrays(columns, schema=schema)
     writer.write_batch(batch, custom_metadata={"padding": " " * padding})
+
+
+def _array(values: np.ndarray) -> pa.Array:
+    """An Arrow array over the same memory; `pa.array` would look for pandas, half a second."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _schema(row_length: int, dtype: np.dtype[np.unsignedinteger]) -> pa.Schema:

@@ -16,10 +16,15 @@ from llm_trainer.config import RuntimeConfig
 from llm_trainer.exceptions import ConfigurationError, LockHeldError, TrackingError
 from llm_trainer.files import hold_lock, write_manifest
 from llm_trainer.training.lineage import write_lineage
-from llm_trainer.training.tracking import RunTracking, log_stage, run_directory
+from llm_trainer.training.tracking import RunTracking, begin_upload, log_stage, run_directory
 from llm_trainer.training.tracking.destination import resolve_destination
 from llm_trainer.training.tracking.mlflow_sync import sync_run
-from tests.mlflow_store import empty_database_fixture, root_fixture, steps_of  # noqa: F401
+from tests.mlflow_store import (  # noqa: F401
+    empty_database_fixture,
+    root_fixture,
+    steps_of,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -295,6 +300,36 @@ def test_a_stage_whose_model_was_trained_elsewhere_makes_the_run(root: Path) -> 
     assert run.data.tags["fingerprint"] == FINGERPRINT
     assert run.info.status == "FINISHED"
     assert run.data.metrics["eval/final_loss"] == 1.5
+
+
+@pytest.mark.slow
+def test_an_upload_that_began_with_the_stage_sends_what_it_found(root: Path) -> None:
+    """Sent early: what the record had; at the end: what the stage found."""
+    runtime = RuntimeConfig(checkpoint_root="runs", report_to=["mlflow"], experiment_name="tests")
+    model = make_model(root)
+    upload = begin_upload(model, runtime=runtime, root=root)
+    assert upload is not None
+    wait_for(lambda: upload.outcome.run_id is not None)
+    run = only_run(root)
+    assert "eval/final_loss" not in run.data.metrics
+    assert "evaluation.seed" not in run.data.params
+    assert log_stage(
+        model, "evaluate", {"loss": 1.5, "machine": "a CPU"}, runtime=runtime, root=root,
+        params={"evaluation": {"seed": 3}}, samples=[{"prompt": "def", "text": "def f"}],
+        upload=upload,
+    )  # fmt: skip
+    run = only_run(root)
+    assert run.data.metrics["eval/final_loss"] == 1.5
+    assert run.data.params["evaluation.seed"] == "3"
+    assert run.data.tags["evaluate.machine"] == "a CPU"
+    assert run.info.status == "FINISHED"
+
+
+def test_no_upload_begins_without_a_server_or_a_run(root: Path) -> None:
+    console = RuntimeConfig(checkpoint_root="runs", report_to=["console"])
+    assert begin_upload(make_model(root), runtime=console, root=root) is None
+    mlflow = RuntimeConfig(checkpoint_root="runs", report_to=["mlflow"])
+    assert begin_upload(root / "nothing", runtime=mlflow, root=root) is None
 
 
 def test_a_stage_without_lineage_is_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tests.mlflow_store import (
     free_port,
     root_fixture,  # noqa: F401
     steps_of,
+    wait_for,
 )
 
 
@@ -57,13 +58,6 @@ def find_run(uri: str, fingerprint: str = "f00d") -> Any:
     found = client.search_runs([experiment.experiment_id], f"tags.fingerprint = '{fingerprint}'")
     assert len(found) <= 1
     return found[0] if found else None
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.2)
 
 
 def last_loss(uri: str) -> float | None:

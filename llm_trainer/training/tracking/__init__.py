@@ -54,7 +54,7 @@ from llm_trainer.training.tracking.factory import check_backends, create_tracker
 from llm_trainer.training.tracking.log import read_metrics
 from llm_trainer.training.tracking.record import RunRecord, run_directory
 from llm_trainer.training.tracking.run import RunTracking
-from llm_trainer.training.tracking.stages import log_model_artifacts, log_stage
+from llm_trainer.training.tracking.stages import begin_upload, log_model_artifacts, log_stage
 
 __all__ = [
     "RunRecord",
@@ -64,6 +64,7 @@ __all__ = [
     "check_backends",
     "create_trackers",
     "log_model_artifacts",
+    "begin_upload",
     "log_stage",
     "read_metrics",
     "run_directory",

@@ -87,6 +87,11 @@ class Uploader:
         )
         self._listener.start()
 
+    @property
+    def outcome(self) -> Outcome:
+        """How far it is."""
+        return self._outcome
+
     def finish(self) -> Outcome:
         """Let the worker send the rest; end it when it has, or has been silent for too long."""
         self._send("finish")

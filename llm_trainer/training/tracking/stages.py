@@ -48,22 +48,20 @@ def log_stage(
     ledgers: Mapping[str, str | Path] | None = None,
     params: Mapping[str, Any] | None = None,
     with_model: bool = False,
+    upload: Uploader | None = None,
 ) -> bool:
     """Add what `stage` found out about the model in `model_dir` to its run.
 
     Numbers in `metrics` become metrics under PREFIXES[stage], other values tags `stage.name`.
     `artifacts` are copied; `samples` become a table; `ledgers` maps a stage to a directory with a
     manifest, or a JSON file, whose `ledger` joins one file. `params` is nested, as in
-    `RunTracking.open`. `root` is the main checkout. Returns whether a server has it all; False
+    `RunTracking.open`. `root` is the main checkout. `upload` is what `begin_upload` started for
+    this model, if it was called. Returns whether a server has it all; False
     too if `runtime.report_to` has no mlflow. Raises nothing because of a server or a file.
     """
     root = Path(root).resolve()
     try:
-        lineage = read_lineage(model_dir)
-        record = RunRecord(run_directory(root / runtime.checkpoint_root, lineage.fingerprint))
-        if not record.info_path.exists():
-            record.start(info_from_lineage(lineage, runtime.experiment_name))
-            record.finish("FINISHED")
+        record = _open_record(model_dir, runtime, root)
         if params:
             info = record.read_info()
             info.params |= flatten(params)
@@ -84,7 +82,29 @@ def log_stage(
         logger.warning("tracking: %s is not recorded for %s (%s)", stage, model_dir, error)
         return False
     added = f"{stage} and the model" if with_model else stage
-    return _upload(record, runtime, root, Path(model_dir), added)
+    return _finish_upload(
+        record, upload or _start_upload(record, runtime, root, Path(model_dir)), added
+    )
+
+
+def begin_upload(
+    model_dir: str | Path, *, runtime: RuntimeConfig, root: str | Path
+) -> Uploader | None:
+    """Start the process that sends to the server while the stage still works.
+
+    It takes seconds to get going, which a stage need not wait for at its end. Nothing is sent but
+    what the run's record holds already, until `log_stage` is given the result. None where
+    `runtime.report_to` has no mlflow or nothing can be sent. Raises nothing because of a server.
+    """
+    if "mlflow" not in runtime.report_to:
+        return None
+    root = Path(root).resolve()
+    try:
+        record = _open_record(model_dir, runtime, root)
+    except (LLMTrainerError, OSError) as error:
+        logger.debug("nothing to upload yet: %s", error)  # log_stage meets it again, and warns
+        return None
+    return _start_upload(record, runtime, root, Path(model_dir))
 
 
 def log_model_artifacts(
@@ -152,20 +172,35 @@ def merge_ledgers(ledgers: Mapping[str, str | Path]) -> dict[str, Any]:
     return merged
 
 
-def _upload(
-    record: RunRecord, runtime: RuntimeConfig, root: Path, model_dir: Path, added: str
-) -> bool:
+def _open_record(model_dir: str | Path, runtime: RuntimeConfig, root: Path) -> RunRecord:
+    """The record of the model's run, begun if the run was made elsewhere."""
+    lineage = read_lineage(model_dir)
+    record = RunRecord(run_directory(root / runtime.checkpoint_root, lineage.fingerprint))
+    if not record.info_path.exists():
+        record.start(info_from_lineage(lineage, runtime.experiment_name))
+        record.finish("FINISHED")
+    return record
+
+
+def _start_upload(
+    record: RunRecord, runtime: RuntimeConfig, root: Path, model_dir: Path
+) -> Uploader | None:
     if "mlflow" not in runtime.report_to:
-        return False
+        return None
     try:
         check_backends(["mlflow"])
         # the run's own experiment, should the configuration name another by now
         experiment = record.read_info().experiment
         destination = resolve_destination(runtime.tracking_uri, experiment, root)
-        uploader = Uploader(record, destination, model_places=(model_dir,))
+        return Uploader(record, destination, model_places=(model_dir,))
     except (LLMTrainerError, OSError) as error:
         logger.warning("mlflow: %s", error)
+        return None
+
+
+def _finish_upload(record: RunRecord, upload: Uploader | None, added: str) -> bool:
+    if upload is None:
         return False
-    outcome = uploader.finish()
+    outcome = upload.finish()
     report(outcome, record, f"{added} added to run {outcome.run_name}")
     return outcome.ok
