@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llm_trainer.config import ModelConfig
+from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.models import TransformerLM
 from llm_trainer.tokenizer import BPETokenizer
 
@@ -38,3 +39,7 @@ def tiny_text_model(seed: int = 0, **changes: Any) -> TransformerLM:
     model = TransformerLM(ModelConfig(**(values | changes))).eval()
     model.tokenizer_digest = tokenizer.digest
     return model
+
+
+def greedy(**changes: object) -> GenerationConfig:
+    return GenerationConfig(**{"max_new_tokens": 30, "temperature": 0.0} | changes)
