@@ -30,7 +30,8 @@ def main() -> None:
 
     corpus = load_corpus()
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainingConfig(**args["training"], checkpoint_dir=str(Path(folder) / "run"))
+        place = {"checkpoint_dir": str(Path(folder) / "run")}
+        config = TrainingConfig(**(args["training"] | place))
         trainer = make_trainer(
             ModelConfig(**args["model"]), config, corpus.tokenizer, corpus.train,
             corpus.validation, device=torch.device("cpu"),

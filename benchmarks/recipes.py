@@ -14,7 +14,7 @@ GPT2 = {"width": 256, "heads": 4, "layers": 6}
 """Shape A as GPT-2."""
 GPT2_QUALITY = {**GPT2, "batch_size": 4, "learning_rate": 1e-3, "seconds": 300}
 """The peer's best setting for 300 s."""
-QUICK_STEPS = 240
+QUICK_STEPS = 92
 """Steps in which the pipeline's recipe reaches what GPT-2 reaches in 300 s."""
 
 
@@ -30,6 +30,6 @@ def quick_recipe() -> dict[str, Any]:
     recipe = default_recipe()
     recipe["training"] |= {
         "max_steps": QUICK_STEPS, "eval_strategy": "no", "sample_steps": 0, "save_steps": 0,
-        "report_to": ["jsonl"], "compile_model": True,
+        "report_to": ["jsonl"],
     }  # fmt: skip
     return recipe

@@ -15,7 +15,9 @@ text that are encoded, go through both engines. Where anything differs, a warnin
 `tokenizers` is used instead. `tiktoken` gives up on a million white space characters in a row; such
 a document goes through `tokenizers` too, which gives the same ids. Long documents are encoded in
 pieces that end where a word does, so that memory stays bounded.
-Price: 10 MB/s of source code a core, against 2.5; a copy of the vocabulary in memory.
+
+Batches of texts cut by the pattern GPT4, the default, go faster still: see `word_cache`.
+Price: 8 MB/s of source code a core, 20 in batches, against 2.5; a copy of the vocabulary in memory.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from llm_trainer.config.checks import choice, instance, iterable, refuse
 from llm_trainer.exceptions import TokenizerError
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.tokenizer.definition import Definition
-from llm_trainer.tokenizer.patterns import PIECE_CHARS, SAME_IN_BOTH_ENGINES, pieces_of
+from llm_trainer.tokenizer.patterns import GPT4, PIECE_CHARS, SAME_IN_BOTH_ENGINES, pieces_of
 from llm_trainer.tokenizer.text import check_text
+from llm_trainer.tokenizer.word_cache import WordCache
 
 if TYPE_CHECKING:
     from tiktoken import Encoding
@@ -65,6 +68,7 @@ class FastEncoder:
         )
         self._tokenizer = tokenizer
         self._encoding: Encoding | None = None
+        self._words: WordCache | None = None
         self._unchecked = CHECK_BYTES
         definition = tokenizer.definition
         self._may_cut = definition.split_pattern in SAME_IN_BOTH_ENGINES and not definition.literal
@@ -75,6 +79,9 @@ class FastEncoder:
             logger.warning("encoding with tokenizers instead of tiktoken: %s", obstacle)
             return
         self._encoding = _build(definition)
+        if definition.split_pattern == GPT4:
+            encoding = self._encoding
+            self._words = WordCache(lambda word: encoding.encode_ordinary(word.decode()))
         self._compare(_probe())
 
     @property
@@ -89,10 +96,7 @@ class FastEncoder:
             TokenizerError: `text` is no string or holds a lone surrogate.
         """
         check_text(text, "text")
-        if self._unchecked > 0 and self._encoding is not None:
-            start = text[: self._unchecked]
-            self._unchecked -= len(start.encode("utf-8"))
-            self._compare(start)
+        self._check(text)
         if len(text) <= PIECE_CHARS or not self._may_cut:
             return self._encode(text)
         return np.concatenate([self._encode(piece) for piece in pieces_of(text)])
@@ -100,7 +104,22 @@ class FastEncoder:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, as `encode` gives them."""
         refuse(TokenizerError, iterable("texts", texts))
+        texts = list(texts)
+        for text in texts:
+            check_text(text, "text")
+            self._check(text)
+        if self._words is not None and all(len(text) <= PIECE_CHARS for text in texts):
+            found = self._words.encode_batch(texts)
+            if found is not None:
+                return found
         return [self.encode(text) for text in texts]
+
+    def _check(self, text: str) -> None:
+        """Compare the engines on the first texts."""
+        if self._unchecked > 0 and self._encoding is not None:
+            start = text[: self._unchecked]
+            self._unchecked -= len(start.encode("utf-8"))
+            self._compare(start)
 
     def _encode(self, text: str) -> np.ndarray:
         if self._encoding is None:
@@ -115,14 +134,19 @@ class FastEncoder:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False), np.uint32)
 
     def _compare(self, text: str) -> None:
-        if np.array_equal(self._encode(text), self._slowly(text)):
+        right = self._slowly(text)
+        if np.array_equal(self._encode(text), right) and self._words_agree(text, right):
             return
-        self._encoding = None
+        self._encoding = self._words = None
         logger.warning(
             "encoding with tokenizers instead of tiktoken, several times slower: the two give "
             "different ids for a text that starts with %r; please report this",
             text[:40],
         )
+
+    def _words_agree(self, text: str, right: np.ndarray) -> bool:
+        found = None if self._words is None else self._words.encode_batch([text])
+        return found is None or np.array_equal(found[0], right)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self._tokenizer, "engine": self.engine}
