@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13 pyth
 	if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup repro test lint format docs ui bench clean
+.PHONY: help setup repro test coverage lint format docs ui bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,12 @@ repro: $(BIN)/.base ## install, run the pipeline (what is unchanged comes from t
 
 test: $(BIN)/.dev ## install, run all tests
 	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+coverage: $(BIN)/.dev ## run all tests and list the lines and branches that none of them reaches
+	@$(PY) -m coverage erase
+	@status=0; $(PY) -m coverage run -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(TESTS) || status=$$?; \
+	$(PY) -m coverage combine --quiet && $(PY) -m coverage report; exit $$status
 
 lint: $(BIN)/.dev ## ruff (rules and format) and mypy
 	@$(PY) -m ruff check .
@@ -53,7 +59,7 @@ bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); ab
 	@$(PY) -m docs.update_results
 
 clean: ## remove tool caches and build left-overs; keeps .venv, data, models, runs, checkpoints
-	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.dvc/*' \
 		-exec rm -rf {} +
 
