@@ -18,7 +18,7 @@ MOST_WORDS = 2**18
 """Words kept; then it begins anew. 10 MB of source code have 40,000."""
 MOST_BYTES = 2**25
 """Bytes of words kept, likewise; a word may be long."""
-BATCH_CHARS = 2**19
+BATCH_CHARS = 2**20
 """Characters that are worked on at once."""
 
 
@@ -85,14 +85,12 @@ class WordCache:
         """The number of each word, new ones merged first, (words,) int64."""
         if len(self._numbers) + len(words) > MOST_WORDS or self._bytes > MOST_BYTES:
             self._forget()
-        known = self._numbers
-        numbers = np.empty(len(words), np.int64)
-        for position, word in enumerate(words):
-            number = known.get(word)
-            if number is None:
-                number = self._add(word)
-            numbers[position] = number
-        return numbers
+        found = list(map(self._numbers.get, words))
+        numbers = [
+            self._add(word) if number is None else number
+            for word, number in zip(words, found, strict=True)
+        ]
+        return np.array(numbers, np.int64)
 
     def _add(self, word: bytes) -> int:
         number = len(self._numbers)

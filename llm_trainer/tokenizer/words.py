@@ -103,15 +103,18 @@ def _white_space(
     Line ends right after a run of other characters belong to that word.
     """
     line_ends = np.flatnonzero(kinds == LINE_END)
-    others = np.append(np.flatnonzero(kinds != LINE_END), len(kinds))
     left = start.copy()
-    first_other = others[np.searchsorted(others, start[after_other])]
-    left[after_other] = np.minimum(first_other, end[after_other])
+    if len(line_ends):
+        others = np.append(np.flatnonzero(kinds != LINE_END), len(kinds))
+        begins = np.flatnonzero(after_other & (kinds[start] == LINE_END))
+        first_other = others[np.searchsorted(others, start[begins])]
+        left[begins] = np.minimum(first_other, end[begins])
     tail = left.copy()
     if len(line_ends):
-        last = line_ends[np.maximum(np.searchsorted(line_ends, end) - 1, 0)]
-        inside = is_white & (last >= left) & (last < end)
-        tail[inside] = last[inside] + 1
+        runs = np.flatnonzero(is_white)
+        last = line_ends[np.maximum(np.searchsorted(line_ends, end[runs]) - 1, 0)]
+        inside = (last >= left[runs]) & (last < end[runs])
+        tail[runs[inside]] = last[inside] + 1
     return left, tail
 
 
