@@ -98,7 +98,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             prefix=f"{_TEMPORARY_PREFIX}{target.name}-", dir=target.parent
         )
         os.close(handle)
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, usual_mode())
         temporary = Path(name)
         try:
             yield temporary
@@ -193,10 +193,11 @@ def _writable(target: Path) -> Iterator[None]:
         raise
 
 
-def _umask() -> int:
+def usual_mode() -> int:
+    """The permissions of a file that this process makes, as its umask says."""
     current = os.umask(0)
     os.umask(current)
-    return current
+    return 0o666 & ~current
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -39,6 +39,9 @@ TEXT = {
 LOADED_BY_MLFLOW = "llm_trainer.training.tracking.pyfunc_model"
 """Model code that MLflow loads from its file; nothing of ours imports it."""
 
+NUMBERS_WORDS = "llm_trainer.tokenizer.word_cache"
+"""Uses Arrow as a hash table, and knows nothing of its files."""
+
 HEAVY = ("torch", "mlflow", "datasets", "tensorboard", "transformers", "matplotlib", "wandb")
 
 
@@ -153,5 +156,5 @@ def test_one_module_reads_params_and_one_room_knows_mlflow() -> None:
         }
         if "mlflow" in names:
             assert module.startswith(("llm_trainer.training.tracking.", "pipeline.ui")), module
-        if "pyarrow" in names:
+        if "pyarrow" in names and module != NUMBERS_WORDS:
             assert room(module) in ("data", "text"), module

@@ -84,7 +84,7 @@ class BenchmarkConfig(Config):
     repeats: int = 3
     """Timed generations; the median counts."""
     optimizations: list[Optimization] = field(
-        default_factory=lambda: ["cache_off", "quantize", "bfloat16", "compile", "compile_quantize"]
+        default_factory=lambda: ["cache_off", "quantize", "bfloat16", "compile"]
     )
     """Ways to run `InferenceEngine` that are timed beside the plain one, for one prompt. Compiled
     ones take up to a minute each the first time; an empty list times none."""

@@ -26,6 +26,7 @@ from llm_trainer.files import (
     is_partial,
     read_json,
     read_manifest,
+    usual_mode,
     verify_manifest,
     write_json,
     write_manifest,
@@ -128,6 +129,7 @@ def write_tensors(
     """
     try:
         save_file(tensors, path, metadata)
+        path.chmod(usual_mode())  # safetensors lets nobody but the owner read
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,13 @@ def test_files_in_a_folder_without_a_manifest_are_still_unknown(
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     with pytest.raises(IntegrityError, match="not listed"):
         TransformerLM.from_pretrained(tmp_path)
+
+
+def test_weights_are_as_readable_as_the_other_files(model: TransformerLM, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert set(modes.values()) == {0o640}, modes
