@@ -24,6 +24,10 @@ from typing import Any, Self, TextIO
 ROOT = Path(__file__).resolve().parents[1]
 LOG = ROOT / ".cache" / "bench" / "contestants.log"
 
+SETTLE = 3
+"""Pieces of work after each wait that are not measured: the system takes memory from processes
+that wait, and the first steps after it run at half the speed."""
+
 Figures = dict[str, Any]
 Turn = Callable[[Figures], None]
 

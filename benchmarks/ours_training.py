@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contest import Turn
+from benchmarks.contest import SETTLE, Turn
 from benchmarks.corpus import ROW_LENGTH, load_corpus
 from benchmarks.machine import matmul_flops
 from benchmarks.shapes import BATCH_SIZE, llama_a
@@ -30,10 +30,12 @@ class PacedTrainer(Trainer):
     def _log(self) -> None:
         super()._log()
         done = self.state.step - self.warmup
-        if done >= 0 and done % self.steps == 0:
-            seconds = time.perf_counter() - self._started if done else 0.0
-            tokens = self.steps * self.config.effective_batch_size * ROW_LENGTH
-            speed = tokens / seconds if done else 0.0
+        place = done % (SETTLE + self.steps)
+        if done > 0 and place == SETTLE:
+            self._started = time.perf_counter()
+        if done >= 0 and place == 0:
+            seconds = time.perf_counter() - self._started
+            speed = self.steps * self.config.effective_batch_size * ROW_LENGTH / seconds
             peak = matmul_flops()
             flops = flops_per_token(self.model.config, ROW_LENGTH)
             self.turn(
@@ -43,7 +45,6 @@ class PacedTrainer(Trainer):
                     "peak_gflops": peak / 1e9,
                 }
             )
-            self._started = time.perf_counter()
 
 
 def run(args: dict[str, Any], turn: Turn) -> None:

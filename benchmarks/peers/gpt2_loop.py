@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.contest import Turn
+from benchmarks.contest import SETTLE, Turn
 from benchmarks.corpus import ROW_LENGTH, VOCAB_SIZE, load_corpus
 from llm_trainer.utils.evaluation import evaluate_rows
 
@@ -145,6 +145,8 @@ def run(args: dict[str, Any], turn: Turn) -> None:
         loop.step(args["learning_rate"])
     turn({})
     while True:
+        for _ in range(SETTLE):
+            loop.step(args["learning_rate"])
         started = time.perf_counter()
         for _ in range(args["steps"]):
             loop.step(args["learning_rate"])

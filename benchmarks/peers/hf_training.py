@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from benchmarks.contest import Turn
+from benchmarks.contest import SETTLE, Turn
 from benchmarks.corpus import ROW_LENGTH, load_corpus
 from benchmarks.shapes import BATCH_SIZE, hf_gpt2, hf_llama, llama_a
 from llm_trainer.data.shards import PackedRows
@@ -49,11 +49,12 @@ def run(args: dict[str, Any], turn: Turn) -> None:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
             done = state.global_step - warmup
-            if done >= 0 and done % steps == 0:
-                seconds = time.perf_counter() - self.started if done else 0.0
-                speed = steps * BATCH_SIZE * ROW_LENGTH / seconds if done else 0.0
-                turn({"tokens_per_second": speed})
+            place = done % (SETTLE + steps)
+            if done > 0 and place == SETTLE:
                 self.started = time.perf_counter()
+            if done >= 0 and place == 0:
+                seconds = time.perf_counter() - self.started
+                turn({"tokens_per_second": steps * BATCH_SIZE * ROW_LENGTH / seconds})
 
     corpus = load_corpus()
     torch.manual_seed(0)
