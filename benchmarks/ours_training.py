@@ -25,7 +25,7 @@ class PacedTrainer(Trainer):
     turn: Turn
     steps: int
     warmup: int
-    _started = 0.0
+    _started: float
 
     def _log(self) -> None:
         super()._log()
@@ -33,7 +33,9 @@ class PacedTrainer(Trainer):
         place = done % (SETTLE + self.steps)
         if done > 0 and place == SETTLE:
             self._started = time.perf_counter()
-        if done >= 0 and place == 0:
+        if done == 0:
+            self.turn({})
+        elif done > 0 and place == 0:
             seconds = time.perf_counter() - self._started
             speed = self.steps * self.config.effective_batch_size * ROW_LENGTH / seconds
             peak = matmul_flops()

@@ -52,7 +52,9 @@ def run(args: dict[str, Any], turn: Turn) -> None:
             place = done % (SETTLE + steps)
             if done > 0 and place == SETTLE:
                 self.started = time.perf_counter()
-            if done >= 0 and place == 0:
+            if done == 0:
+                turn({})
+            elif done > 0 and place == 0:
                 seconds = time.perf_counter() - self.started
                 turn({"tokens_per_second": steps * BATCH_SIZE * ROW_LENGTH / seconds})
 
