@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,30 @@ def test_an_interpreter_without_the_packages_says_so_in_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "lacks the packages" in done.stderr
     assert "make repro" in done.stderr
+
+
+def test_packing_looks_for_no_heavy_package(tmp_path: Path) -> None:
+    """pandas alone, which Arrow asks for by itself, would double the start of each process."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from llm_trainer.config import PackingConfig, SourceConfig\n"
+        "from llm_trainer.data.packing import pack_corpus\n"
+        "from llm_trainer.data.raw import RawCorpus, build_raw\n"
+        "from llm_trainer.tokenizer import BPETokenizer\n"
+        "Path('t').mkdir()\n"
+        "texts = [f'def f{n}(): return {n}\\n' * 30 for n in range(40)]\n"
+        "for n, text in enumerate(texts): Path(f't/{n:02}.txt').write_text(text)\n"
+        "build_raw(SourceConfig(train_file='t', validation_fraction=0.1), 'raw', progress=False)\n"
+        "tokenizer = BPETokenizer()\n"
+        "tokenizer.train(texts, vocab_size=300)\n"
+        "pack_corpus(RawCorpus('raw'), tokenizer, PackingConfig(max_length=32), 'packed',\n"
+        "            num_workers=1, progress=False)\n"
+        "heavy = ('torch', 'datasets', 'pandas', 'transformers', 'mlflow')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout == "[]\n", done.stderr

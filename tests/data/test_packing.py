@@ -376,30 +376,3 @@ def test_a_full_disk(tmp_path: Path, raw: RawCorpus, tokenizer: BPETokenizer, li
     assert "bytes free" in done.stderr
     assert not (tmp_path / "packed").exists()
     assert not leftovers(tmp_path)
-
-
-def test_packing_looks_for_no_heavy_package(tmp_path: Path) -> None:
-    """pandas alone, which Arrow asks for by itself, would double the start of each process."""
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from llm_trainer.config import PackingConfig, SourceConfig\n"
-        "from llm_trainer.data.packing import pack_corpus\n"
-        "from llm_trainer.data.raw import RawCorpus, build_raw\n"
-        "from llm_trainer.tokenizer import BPETokenizer\n"
-        "Path('t').mkdir()\n"
-        "texts = [f'def f{n}(): return {n}\\n' * 30 for n in range(40)]\n"
-        "for n, text in enumerate(texts): Path(f't/{n:02}.txt').write_text(text)\n"
-        "build_raw(SourceConfig(train_file='t', validation_fraction=0.1), 'raw', progress=False)\n"
-        "tokenizer = BPETokenizer()\n"
-        "tokenizer.train(texts, vocab_size=300)\n"
-        "pack_corpus(RawCorpus('raw'), tokenizer, PackingConfig(max_length=32), 'packed',\n"
-        "            num_workers=1, progress=False)\n"
-        "heavy = ('torch', 'datasets', 'pandas', 'transformers', 'mlflow')\n"
-        "print([name for name in heavy if name in sys.modules])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.stdout == "[]\n", done.stderr
