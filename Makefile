@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13 pyth
 	if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup repro test coverage lint format docs ui bench clean
+.PHONY: help setup repro test coverage lint format docs ui bench soak clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ ui: $(BIN)/.base ## open MLflow on the recorded runs
 bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); about 40 minutes
 	@$(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
 	@$(PY) -m docs.update_results
+
+soak: $(BIN)/.dev ## inject every fault many times over and count (ONLY=row for one)
+	@$(PY) -m benchmarks.soak $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove tool caches and build left-overs; keeps .venv, data, models, runs, checkpoints
 	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
