@@ -1,4 +1,4 @@
-"""`python -m benchmarks.soak [--only A1 B6] [--scale 0.1]`: inject the faults, write the figures."""
+"""`python -m benchmarks.soak [--only A1] [--scale 0.1]`: inject the faults, write the figures."""
 
 from __future__ import annotations
 
