@@ -1,4 +1,4 @@
-"""What all stages and commands share: where the main checkout is, and how errors end a process."""
+"""What all stages and commands share: the main checkout, the lock, how errors end a process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from llm_trainer.exceptions import LLMTrainerError
+from llm_trainer.files import hold_lock
 
 EXIT_USER_ERROR = 2
+STAGES = ("download", "train_tokenizer", "pack_sequences", "train", "evaluate", "benchmark")
+"""Names of the stages, in the order in which they run."""
+LOCK_NAME = ".stage.lock"
+"""Held in the working directory by the stage that works there."""
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:
     """Run a stage's `main`; a user's mistake becomes one message on stderr and exit code 2.
+
+    One stage works in a directory at a time. DVC sees to it, but not when it was killed itself and
+    its stage lives on: that one would write its output over what a later `dvc repro` made.
 
     Exit codes: 0 done, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM (a stage that
     saves on these signals exits with them itself). Anything else keeps its traceback.
@@ -26,7 +35,8 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     ):  # fmt: skip
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        main()
+        with hold_lock(Path.cwd() / LOCK_NAME, name) if name in STAGES else nullcontext():
+            main()
     except LLMTrainerError as error:
         lines = str(error).splitlines() or [type(error).__name__]
         for line in lines:
