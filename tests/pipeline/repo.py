@@ -105,7 +105,7 @@ class Repo:
             text = self.dvc("queue", "status")
             return "Queued" not in text and "Running" not in text
 
-        wait_for(is_idle, "the queue to end", pause=1.0)
+        wait_for(is_idle, "the queue to end", pause=2.0)
 
     def set(self, **keys: Any) -> None:
         """Edit params.yaml as a user would: `section__key=value`."""

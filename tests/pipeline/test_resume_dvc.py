@@ -20,8 +20,8 @@ from tests.pipeline.repo import Repo, stages_run, wait_for
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
-LONG = {"training__max_steps": STEPS, "training__eval_steps": 200, "training__sample_steps": 0}
+STEPS = 240
+LONG = {"training__max_steps": STEPS, "training__eval_steps": 120, "training__sample_steps": 0}
 SET = [
     part for key, value in LONG.items()
     for part in ("--set-param", f"{key.replace('__', '.')}={value}")
@@ -115,22 +115,13 @@ def test_in_the_workspace(
 
 def test_in_a_temporary_copy(project: Repo, undisturbed: dict[str, bytes]) -> None:
     before = runs(project)
-    command = [
-        sys.executable,
-        "-m",
-        "dvc",
-        "exp",
-        "run",
-        "--temp",
-        "--name",
-        "apart",
-        *SET,
-        "train",
-    ]
-    kill_at_a_checkpoint(project, command, before, signal.SIGKILL)
+    arguments = ["exp", "run", "--temp", "--name", "apart", *SET, "train"]
+    workspace = project.files("params.yaml", "dvc.lock", "metrics", "models/final")
+    kill_at_a_checkpoint(project, [sys.executable, "-m", "dvc", *arguments], before, signal.SIGKILL)
     assert 0 < resumed_from(project, before) < STEPS
-    project.dvc(*command[3:])
+    project.dvc(*arguments)
     assert len(runs(project) - before) == 1
+    assert project.files("params.yaml", "dvc.lock", "metrics", "models/final") == workspace
     project.dvc("exp", "apply", "apart")
     assert project.files("models/final", "plots/train.csv") == undisturbed
 
