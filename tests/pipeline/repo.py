@@ -30,7 +30,7 @@ TREE = (
     ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore", "configs",
     "dvc.yaml", "llm_trainer", "params.yaml", "pipeline", "pyproject.toml",
 )  # fmt: skip
-QUICK = {
+QUICK: dict[str, dict[str, Any]] = {
     # changes no result: no server to fill, one thread and one process beside the other tests
     "runtime": {"report_to": ["console"], "num_threads": 1, "preprocessing_num_workers": 1},
     # what the tests change and change back, whatever the default is tuned to
