@@ -1,9 +1,10 @@
 """Write the generated parts of the documentation: `python -m docs.update_results [--check]`.
 
 From `metrics/*.json` of the default run: the table of results in README.md. From
-`benchmarks/results.json`: the table of peers in docs/performance.md. From the config classes and
-`configs/default.yaml`: the tables of docs/configuration.md. Each part stands between two markers
-and is replaced whole; everything else is left as it is. A test compares.
+`benchmarks/results.json`: the table of peers in docs/performance.md. From `benchmarks/soak.json`:
+the figures of docs/reliability.md. From the config classes and `configs/default.yaml`: the tables
+of docs/configuration.md. Each part stands between two markers and is replaced whole; everything
+else is left as it is. A test compares.
 
 Exit codes: 0 done, 1 with `--check` if something is out of date, 2 wrong input.
 """
@@ -44,6 +45,8 @@ README = "README.md"
 CONFIGURATION = "docs/configuration.md"
 PERFORMANCE = "docs/performance.md"
 PEER_RESULTS = ROOT / "benchmarks" / "results.json"
+RELIABILITY = "docs/reliability.md"
+SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
 SECTIONS: dict[str, type[Config]] = {
     "data": SourceConfig,
     "tokenizer": TokenizerConfig,
@@ -70,6 +73,7 @@ def main() -> int:
         wanted = {
             CONFIGURATION: with_configuration(read(CONFIGURATION)),
             PERFORMANCE: with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)),
+            RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
         }
         if (ROOT / "metrics" / "evaluate.json").is_file():
             wanted[README] = with_results(read(README), ROOT / "metrics")
@@ -212,6 +216,28 @@ def with_peers(text: str, results: Mapping[str, Any]) -> str:
     lines += ["", f"On {machine['cpu']}, {machine['threads']} threads, Python "
               f"{machine['python']}; {packages}."]  # fmt: skip
     return replaced(text, "peers", "\n".join(lines))
+
+
+# --------------------------------------------------------------------------- soak
+
+
+def with_soak(text: str, results: Mapping[str, Any]) -> str:
+    """docs/reliability.md with what `make soak` counted, and where it fell short."""
+    lines = ["| | Fault | Counted | Seconds |", "| --- | --- | --- | --- |"]
+    for name, row in results["rows"].items():
+        counters = dict(row["counters"])
+        seconds = counters.pop("seconds")
+        shown = "; ".join(f"{key.replace('_', ' ')}: {value:,}" for key, value in counters.items())
+        short = "".join(f" **Fell short: {sentence}.**" for sentence in row["shortfalls"])
+        lines.append(f"| {name} | {row['fault']} | {shown}{short} | {seconds:,} |")
+    machine = results["machine"]
+    lines += [
+        "",
+        f"`make soak` on {machine['cpu']}, {machine['cores']} cores ({machine['cpu_capability']}), "
+        f"{machine['os']}; torch {machine['torch'].partition('+')[0]}, Python "
+        f"{machine['python']}. One row: `make soak ONLY=P1`.",
+    ]
+    return replaced(text, "soak", "\n".join(lines))
 
 
 # --------------------------------------------------------------------------- configuration

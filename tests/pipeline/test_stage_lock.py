@@ -6,6 +6,8 @@ DVC refuses a second `dvc repro` by itself, but knows nothing of a stage that ou
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.stage import LOCK_NAME
+from tests.pipeline.repo import Repo, wait_for
 from tests.pipeline.small_project import ROOT, make_project, run_stage
 
 HOLDER = """
@@ -61,3 +64,33 @@ def test_commands_that_only_look_are_not_refused(project: Path) -> None:
         assert not (project / LOCK_NAME).exists()
         assert run_stage(project, "download").returncode == 0
         command.kill()
+
+
+@pytest.mark.slow
+def test_a_second_repro_is_refused_and_told_by_whom(prepared_repo: Repo, tmp_path: Path) -> None:
+    """By DVC while the first one runs, by the lock when only its stage does; then all goes on."""
+    repo = prepared_repo.copy(tmp_path / "project")
+    before = repo.outputs()
+    shutil.rmtree(repo.path / "data/packed")
+    (repo.path / "pipeline/pack_sequences.py").open("a").write("\n# a remark\n")
+    first = repo.start(sys.executable, "-m", "dvc", "repro", "pack_sequences")
+    lock = repo.path / LOCK_NAME
+
+    def holder() -> int | None:
+        text = lock.read_text() if lock.exists() else ""
+        return int(text.split()[1]) if "(pack_sequences)" in text else None
+
+    stage = wait_for(holder, "the stage to take its lock", pause=0.002)
+    os.kill(stage, signal.SIGSTOP)
+    try:
+        printed = repo.dvc("repro", "pack_sequences", code=255)
+        assert f"(PID {first.pid})" in printed
+        first.kill()
+        first.wait()
+        printed = repo.dvc("repro", "pack_sequences", code=255)
+        assert f"already in use by process {stage} (pack_sequences)" in printed
+    finally:
+        os.kill(stage, signal.SIGCONT)
+    wait_for(lambda: not lock.read_text(), "the orphan to end")
+    assert repo.repro() == ["pack_sequences"]
+    assert repo.outputs() == before
