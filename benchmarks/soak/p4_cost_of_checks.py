@@ -1,11 +1,13 @@
 """P4: what all checks together cost a stage, at the default settings and on the default text.
 
 Each stage runs once, as a process. Training is cut short: its checks are those of the whole run (as
-many checkpoints, as many evaluations), and the time of the steps that were left out is added.
+many checkpoints), and the time of the steps that were left out is added: as measured, or as the
+committed default run took if that is less, which is the harder test on a busy machine.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -20,8 +22,6 @@ from llm_trainer.files import read_json
 from tests.pipeline.repo import ROOT, STAGES
 
 AIM_PERCENT = 2.0
-STEPS_PER_SAVE = 6
-"""Optimizer steps between two checkpoints of the shortened training."""
 
 
 def run(folder: Path, scale: float) -> Report:
@@ -29,13 +29,11 @@ def run(folder: Path, scale: float) -> Report:
     report = Report()
     params = read_config_file(ROOT / "configs" / "default.yaml")
     steps, saves = params["training"]["max_steps"], params["runtime"]["save_steps"]
-    short = -(-steps // saves) * STEPS_PER_SAVE
+    short = -(-steps // saves)  # a checkpoint after each step: as many as the whole run has
     params["training"] |= {
-        "max_steps": short, "eval_steps": STEPS_PER_SAVE, "compile_model": False,
+        "max_steps": short, "eval_steps": 0, "sample_steps": 0, "compile_model": False,
     }  # fmt: skip
-    params["runtime"] |= {
-        "save_steps": STEPS_PER_SAVE, "report_to": ["console"], "num_threads": os.cpu_count(),
-    }  # fmt: skip
+    params["runtime"] |= {"save_steps": 1, "report_to": ["console"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for name in ("llm_trainer", "pipeline", "benchmarks", "tests"):
         (folder / name).symlink_to(ROOT / name)
@@ -45,7 +43,7 @@ def run(folder: Path, scale: float) -> Report:
         seconds = sum(checks.values())
         if stage == "train":
             loop = float(read_json(folder / "metrics/train.json")["seconds"])
-            total += loop / short * (steps - short)
+            total += min(loop / short * steps, _committed_seconds(steps)) - loop
         percent = 100 * seconds / (total - seconds)
         report.counters |= {
             f"{stage}_seconds": round(total, 2),
@@ -58,6 +56,13 @@ def run(folder: Path, scale: float) -> Report:
         checked, work = checked + seconds, work + total - seconds
     report.counters["all_stages_percent"] = round(100 * checked / work, 3)
     return report
+
+
+def _committed_seconds(steps: int) -> float:
+    """Seconds of the default run's training in metrics/, if it is there."""
+    path = ROOT / "metrics" / "train.json"
+    figures = read_json(path) if path.is_file() else {}
+    return float(figures["seconds"]) if figures.get("steps") == steps else math.inf
 
 
 def _time(folder: Path, stage: str) -> tuple[float, dict[str, float]]:
