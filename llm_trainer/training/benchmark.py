@@ -25,6 +25,7 @@ from llm_trainer.training.execution import (
     resolve_execution,
 )
 from llm_trainer.training.optimizer import optimizer_from_config
+from llm_trainer.utils.allocator import keep_freed_memory
 from llm_trainer.utils.machine import matmul_peak, peak_memory_bytes, reset_peak_memory
 from llm_trainer.utils.parameters import flops_per_token
 from llm_trainer.utils.timing import time_calls
@@ -116,6 +117,8 @@ def benchmark_training(
     execution = resolve_execution(config, model.device, _planned_flops(model, config, row_length))
     dtype = str(execution.amp_dtype or torch.float32).removeprefix("torch.")
     peak = matmul_peak(model.device, dtype)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     compiled_cpu = execution.compiled and model.device.type == "cpu"
     model.set_attention_kernel("masked" if compiled_cpu else "sdpa")
     step = _Step(model, replace(config, batch_size=batch_size), execution, row_length)

@@ -40,6 +40,7 @@ from llm_trainer.training.signals import StopRequest, stop_on_signals
 from llm_trainer.training.silent import SilentReporter
 from llm_trainer.training.state import TrainerState
 from llm_trainer.training.trainer_base import TrainerBase
+from llm_trainer.utils.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
@@ -299,6 +300,8 @@ class Trainer(TrainerBase):
         plan = self.plan()
         self.total_steps = plan.steps
         self.execution: Execution = resolve_execution(self.config, self.device, plan.total_flops)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         warmup = clamp_warmup(resolve_warmup(self.config, plan.steps), plan.steps, logger.warning)
         self._factor = schedule(self.config, plan.steps, warmup)
         self.optimizer = optimizer_from_config(self.model, self.config)
