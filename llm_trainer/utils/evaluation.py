@@ -23,6 +23,7 @@ from llm_trainer.config.checks import flags, number, refuse, shown, whole
 from llm_trainer.exceptions import ConfigurationError, IntegrityError, TrainingError
 from llm_trainer.models.checks import language_model
 from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.utils.allocator import keep_freed_memory
 from llm_trainer.utils.confidence import ratio_interval
 
 if TYPE_CHECKING:
@@ -173,6 +174,8 @@ def evaluate_rows(
     if len(chosen) == 0:
         raise TrainingError("there are no rows to evaluate on; give more validation text")
     totals = _Totals(token_bytes)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     training = model.training
     model.eval()
     try:
