@@ -17,7 +17,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13 pyth
 	if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null; then echo $$candidate; break; fi; done)
 
-.PHONY: help setup repro test coverage lint format docs ui bench soak clean
+.PHONY: help setup repro test coverage lint format docs ui bench soak fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); ab
 soak: $(BIN)/.dev ## inject every fault many times over and count (ONLY=row for one)
 	@$(PY) -m benchmarks.soak $(if $(ONLY),--only $(ONLY))
 
+fuzz: $(BIN)/.fuzz ## feed the loaders of files with nonsense (LIMIT=seconds for each, 120 by default)
+	@$(PY) -m fuzz --seconds $(or $(LIMIT),120) $(ONLY)
+
 clean: ## remove tool caches and build left-overs; keeps .venv, data, models, runs, checkpoints
 	@rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.dvc/*' \
@@ -89,4 +92,9 @@ $(BIN)/.bench: $(BIN)/.base
 $(BIN)/.dev: $(BIN)/.base
 	@echo "installing what tests and checks need"
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(BIN)/.fuzz: $(BIN)/.dev
+	@echo "installing the fuzzer"
+	@$(PIP) --editable '.[fuzz]'
 	@touch $@

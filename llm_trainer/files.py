@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError, LockHeldError
+from llm_trainer.json_file import MAX_JSON_BYTES as MAX_JSON_BYTES
+from llm_trainer.json_file import read_json as read_json
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = 1
-MAX_JSON_BYTES = 64 * 2**20
-"""Largest JSON file that is read into memory; ours are kilobytes, a larger one is not ours."""
 
 _TEMPORARY_PREFIX = ".partial-"
 _NOT_WRITABLE = (
@@ -146,11 +146,13 @@ def atomic_directory(
 
 
 def remove_partial(path: str | os.PathLike[str]) -> None:
-    """Remove what killed writers of the directory `path` left under temporary names."""
+    """Remove what killed writers of the directory or file `path` left under temporary names."""
     target = Path(path)
     for leftover in target.parent.glob(f"{_TEMPORARY_PREFIX}{target.name}-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def is_partial(name: str) -> bool:
@@ -214,26 +216,6 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     )
 
 
-def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Parse a JSON file that may be damaged or hostile.
-
-    Raises:
-        IntegrityError: missing, larger than `max_bytes`, not UTF-8, not JSON, or nested too deep.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise IntegrityError(
-                f"{path}: {size:,} bytes; a JSON file of ours has at most {max_bytes:,}"
-            )
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise IntegrityError(f"{path}: file is missing") from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
-
-
 # --------------------------------------------------------------------------- manifests
 
 
@@ -258,6 +240,22 @@ def write_manifest(directory: str | os.PathLike[str], kind: str, **fields: Any) 
     }
     write_json(directory / MANIFEST_NAME, manifest)
     return manifest
+
+
+def seal_manifest(directory: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Add a digest of all of `manifest` to it and write it: damage to any field is noticed then."""
+    sealed = {**manifest, "seal": digest_json(manifest)}
+    write_json(Path(directory) / MANIFEST_NAME, sealed)
+    return sealed
+
+
+def is_sealed(manifest: dict[str, Any]) -> bool:
+    """Whether a manifest has the seal of `seal_manifest`, and it is unbroken."""
+    fields = {name: value for name, value in manifest.items() if name != "seal"}
+    try:
+        return bool(manifest.get("seal") == digest_json(fields))
+    except ValueError:  # NaN or half a surrogate pair, which we never write
+        return False
 
 
 def read_manifest(directory: str | os.PathLike[str], kind: str, *, remedy: str) -> dict[str, Any]:
@@ -353,6 +351,10 @@ def _has_own_manifest(directory: Path, name: str, listed: dict[str, Any]) -> boo
 
 def _is_inside(name: str) -> bool:
     parts = name.split("/")
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair: no name of ours, and no digest has it
+        return False
     return bool(name) and not name.startswith("/") and ".." not in parts and "" not in parts
 
 

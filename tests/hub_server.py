@@ -30,16 +30,17 @@ class HubServer:
 
     Args:
         repositories: "owner/name" -> path in the repository -> content.
+        handler: what answers, for a hub that misbehaves.
 
     Attributes:
         requests: "METHOD /path" of every request so far.
     """
 
-    def __init__(self, repositories: Repositories) -> None:
+    def __init__(self, repositories: Repositories, handler: type[Handler] | None = None) -> None:
         self.repositories = repositories
         self.requests: list[str] = []
-        handler = type("Handler", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        bound = type("Bound", (handler or Handler,), {"hub": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
@@ -78,7 +79,9 @@ class HubServer:
         self._thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the hub does."""
+
     hub: HubServer
     protocol_version = "HTTP/1.1"
 
@@ -103,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             # a revision may itself have slashes: refs/convert/parquet
             repository, rest = match[1], f"{match[2]}/{match[3]}"
             if (content := self._checked(repository, rest)) is not None:
-                self._send_file(repository, rest[len(content) + 1 :])
+                self.send_file(repository, rest[len(content) + 1 :])
         elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             if self._checked(match[1], match[2] or "main") is not None:
                 self._send_json(self._info(match[1]))
@@ -170,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             return {"type": "directory", "path": path, "oid": oid, "size": 0}
         return {"type": "file", "path": path, "oid": _etag(content), "size": len(content)}
 
-    def _send_file(self, repository: str, path: str) -> None:
+    def send_file(self, repository: str, path: str) -> None:
+        """Answer a request for one file."""
         content = self.hub.repositories[repository].get(path)
         if content is None:
             self._send_error("EntryNotFound")
@@ -186,18 +190,19 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(match[1]), int(match[2] or len(content) - 1)
             headers["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
             content, status = content[start : end + 1], 206
-        self._send(status, headers, content)
+        self.send(status, headers, content)
 
     def _send_json(self, value: Any) -> None:
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+        self.send(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
 
     def _send_error(self, code: str) -> None:
         # the hub answers 401 for a repository that is private or does not exist
         status = 401 if code == "RepoNotFound" else 404
         headers = {"X-Error-Code": code, "X-Error-Message": code}
-        self._send(status, headers, b'{"error": "not found"}')
+        self.send(status, headers, b'{"error": "not found"}')
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def send(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Send a whole answer."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

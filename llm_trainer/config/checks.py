@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from llm_trainer.config.secrets import strip_secrets
 from llm_trainer.exceptions import LLMTrainerError
 
 LONGEST = 60
 """Characters of a value that a message shows."""
+_FIRST = reprlib.Repr()
+_FIRST.maxlevel, _FIRST.maxother = 3, LONGEST
+_FIRST.maxlist = _FIRST.maxtuple = _FIRST.maxdict = _FIRST.maxset = 20
+_FIRST.maxstring = 2000
 
 
 def refuse(kind: type[LLMTrainerError], *problems: list[str]) -> None:
@@ -161,7 +167,14 @@ def shown(value: Any) -> str:
         if isinstance(value, Real):  # a number of numpy
             return str(value)
         return f"a {type(value).__name__}"
-    spelled = repr(value)
+    try:
+        # of what holds others only the first: written out, a list of lists of lists, each the same
+        # object in memory, may have no end
+        holds_others = isinstance(value, list | tuple | dict | set)
+        spelled = _FIRST.repr(value) if holds_others else repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a {type(value).__name__}"
+    spelled = strip_secrets(spelled)
     return spelled if len(spelled) <= LONGEST else spelled[: LONGEST - 3] + "..."
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.config.base import Config
+from llm_trainer.config.checks import shown
 from llm_trainer.config.data import (
     MIN_VOCAB_SIZE,
     DataConfig,
@@ -82,7 +83,7 @@ def experiment_from_dict(values: Mapping[str, Any], where: str) -> Experiment:
         if name not in _SECTIONS:
             problems.append(unknown_key(str(name), list(_SECTIONS), where))
         elif not isinstance(section, Mapping):
-            problems.append(f"{where}: section '{name}' must hold keys, found {section!r}")
+            problems.append(f"{where}: section '{name}' must hold keys, found {shown(section)}")
         else:
             misplaced = _misplaced(name, section, where) if staged else []
             cls = DataConfig if name == "data" and not staged else _SECTIONS[name]

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from llm_trainer.config.checks import place, refuse
+from llm_trainer.config.checks import LONGEST, place, refuse, shown
 from llm_trainer.exceptions import ConfigurationError, ModelConfigurationError
 from llm_trainer.files import MAX_JSON_BYTES
 
@@ -32,11 +32,20 @@ class _Yaml12Loader(yaml.SafeLoader):
     """SafeLoader with the plain scalars of YAML 1.2, as DVC reads them, and no duplicate keys.
 
     In YAML 1.1, which PyYAML reads, `1e-4` is text, `no` is false, `010` is eight and a date is no
-    text.
+    text. Other tags than those of JSON's types, and merge keys, of which a few lines can make
+    gigabytes, are refused.
     """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge nothing."""
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {}
+_Yaml12Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] in ("null", "str", "seq", "map")
+}
 for _tag, _pattern, _first in (
     ("null", r"^(~|null|Null|NULL|)$", ("~", "n", "N", "")),
     ("bool", r"^(true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -60,7 +69,19 @@ def _int(loader: _Yaml12Loader, node: yaml.ScalarNode) -> int:
     return int(text, base)
 
 
-_Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _int)
+def _float(loader: _Yaml12Loader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"(?i)\.(?=inf|nan)", "", str(loader.construct_scalar(node))))
+
+
+def _bool(loader: _Yaml12Loader, node: yaml.ScalarNode) -> bool:
+    text = str(loader.construct_scalar(node)).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{shown(text)} is neither true nor false")
+    return text == "true"
+
+
+for _tag, _construct in (("int", _int), ("float", _float), ("bool", _bool)):
+    _Yaml12Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
 
 
 def _unique_mapping(
@@ -191,6 +212,7 @@ def raise_problems(
 
 def unknown_key(key: str, known: list[str], where: str) -> str:
     """The message for an unknown key, with the nearest known one."""
+    key = key[:LONGEST]
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(known))}"
     return f"unknown key '{key}' in {where}{hint}"
@@ -221,16 +243,17 @@ def coerce(value: Any, annotation: Any) -> Any:
         for choice in choices:
             if value == choice and type(value) is type(choice):
                 return choice
-        near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+        spelled = value[:LONGEST] if isinstance(value, str) else shown(value)
+        near = difflib.get_close_matches(spelled, [str(c) for c in choices], n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"{value!r} is not one of {', '.join(map(str, choices))}{hint}")
+        raise ValueError(f"{shown(value)} is not one of {', '.join(map(str, choices))}{hint}")
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(value, typing.get_args(annotation))
     if origin in (list, tuple):
         return _coerce_sequence(value, annotation, origin)
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ValueError(f"expected a mapping, found {value!r}")
+            raise ValueError(f"expected a mapping, found {shown(value)}")
         return dict(value)
     return _coerce_scalar(value, annotation)
 
@@ -252,11 +275,11 @@ def _coerce_union(value: Any, options: tuple[Any, ...]) -> Any:
 
 def _coerce_sequence(value: Any, annotation: Any, origin: type) -> Any:
     if isinstance(value, str) or not isinstance(value, list | tuple):
-        raise ValueError(f"expected a list, found {value!r}")
+        raise ValueError(f"expected a list, found {shown(value)}")
     arguments = typing.get_args(annotation)
     if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
         if len(value) != len(arguments):
-            raise ValueError(f"expected {len(arguments)} values, found {value!r}")
+            raise ValueError(f"expected {len(arguments)} values, found {shown(value)}")
         return tuple(coerce(item, kind) for item, kind in zip(value, arguments, strict=True))
     return origin(coerce(item, arguments[0]) for item in value)
 
@@ -265,7 +288,7 @@ def _coerce_scalar(value: Any, kind: type) -> Any:
     if kind is bool:
         if isinstance(value, bool):
             return value
-        raise ValueError(f"expected true or false, found {value!r}")
+        raise ValueError(f"expected true or false, found {shown(value)}")
     if kind is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
@@ -273,26 +296,34 @@ def _coerce_scalar(value: Any, kind: type) -> Any:
             return int(value)
         if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*", value):
             return int(value)
-        raise ValueError(f"expected a whole number, found {value!r}")
+        raise ValueError(f"expected a whole number, found {shown(value)}")
     if kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
-            number = float(value)
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
         elif isinstance(value, str):
             try:
                 number = float(value)
             except ValueError:
-                raise ValueError(f"expected a number, found {value!r}") from None
+                raise ValueError(f"expected a number, found {shown(value)}") from None
         else:
-            raise ValueError(f"expected a number, found {value!r}")
+            raise ValueError(f"expected a number, found {shown(value)}")
         if not math.isfinite(number):
-            raise ValueError(f"expected a finite number, found {value!r}")
+            raise ValueError(f"expected a finite number, found {shown(value)}")
         return number
     if kind is str:
-        if isinstance(value, str):
-            return value
-        if isinstance(value, Path):
-            return str(value)
-        raise ValueError(f"expected text, found {value!r}")
+        if isinstance(value, str | Path):
+            text = str(value)
+            half = re.search("[\ud800-\udfff]", text)
+            if half is not None:
+                raise ValueError(
+                    f"expected text, found half a surrogate pair (U+{ord(half[0]):04X}) in "
+                    f"{shown(text)}, which cannot be written as UTF-8"
+                )
+            return text
+        raise ValueError(f"expected text, found {shown(value)}")
     assert False, f"no coercion for {kind!r}"  # noqa: B011, PT015
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_trainer.config import SourceConfig
+from llm_trainer.config.checks import shown
 from llm_trainer.data.documents import Document
 from llm_trainer.data.intake import Intake, Reader, Source
 from llm_trainer.data.tables import accept_column, check_text_column
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Hosts that may be read from without encryption."""
 BATCH_ROWS = 256
 """Rows that are in memory at once, beside what `datasets` itself holds."""
 HOMES = {
@@ -136,8 +139,8 @@ def _rows(builder: Any, split: str, config: SourceConfig) -> Any:
 def _present_home(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise DataError(
-            f"data.dataset_name: {name!r} is no name of a data set such as owner/name; for files "
-            f"on this machine set data.train_file"
+            f"data.dataset_name: {shown(name)} is no name of a data set such as owner/name; for "
+            f"files on this machine set data.train_file"
         )
     home = HOMES.get(name.lower(), name)
     if Path(home).exists():  # `datasets` would read it instead
@@ -184,7 +187,28 @@ def _import_datasets() -> datasets:
         ) from error
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+    _guard_requests()
     return datasets
+
+
+def _guard_requests() -> None:
+    """Let nothing go out in the clear but to this machine, redirected requests included."""
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks = session.event_hooks
+    if _refuse_cleartext not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _refuse_cleartext]}
+
+
+def _refuse_cleartext(request: Any) -> None:
+    url = request.url
+    if url.scheme != "https" and url.host not in LOOPBACK:
+        raise DataError(
+            f"{url.scheme}://{url.host}: would be read without encryption, where anyone on the way "
+            f"can change it; only https is, or this machine ({', '.join(LOOPBACK)}): see "
+            f"HF_ENDPOINT"
+        )
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_trainer.config import SourceConfig
+from llm_trainer.config.checks import shown
+from llm_trainer.config.secrets import strip_secrets
 from llm_trainer.data.documents import Document
 from llm_trainer.data.intake import Intake, Source
 from llm_trainer.data.jsonl import iter_jsonl
@@ -144,12 +146,12 @@ def _expand(entry: str, key: str, left_out: list[str]) -> list[Path]:
     if glob.has_magic(entry):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
         if not matches:
-            raise DataError(f"{key}: nothing matches {entry!r} in {Path.cwd()}")
+            raise DataError(f"{key}: nothing matches {shown(entry)} in {Path.cwd()}")
         paths = [match for match in matches if match.is_file()]
         return _readable(paths, f"{key}: glob {entry}", left_out)
     raise DataError(
-        f"{key}: {entry}: no such file or directory (relative to {Path.cwd()}); name one "
-        f"that is there"
+        f"{key}: {strip_secrets(entry)}: no such file or directory (relative to {Path.cwd()}); "
+        f"name one that is there"
     )
 
 

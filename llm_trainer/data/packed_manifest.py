@@ -13,13 +13,15 @@ from llm_trainer.data.shard_file import REMEDY, id_dtype
 from llm_trainer.exceptions import DataError, IntegrityError
 from llm_trainer.files import (
     MANIFEST_NAME,
-    digest_json,
+    is_sealed,
+    seal_manifest,
     verify_manifest,
-    write_json,
     write_manifest,
 )
 
 KIND = "packed"
+MAX_ROW_LENGTH = 2**31 - 1
+"""Longest row that a shard can describe, in tokens."""
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 _FIELDS: dict[str, type] = {
@@ -48,10 +50,7 @@ _SPLIT_FIELDS: dict[str, type] = {
 def write_packed_manifest(directory: Path, **fields: Any) -> dict[str, Any]:
     """Write and return the sealed manifest over the shards now in `directory`."""
     assert set(fields) == set(_FIELDS), "the fields of a packed manifest are fixed"
-    manifest = write_manifest(directory, KIND, **fields)
-    manifest["seal"] = digest_json(manifest)
-    write_json(directory / MANIFEST_NAME, manifest)
-    return manifest
+    return seal_manifest(directory, write_manifest(directory, KIND, **fields))
 
 
 def read_packed_manifest(directory: Path, split: Split, *, verify: bool) -> dict[str, Any]:
@@ -78,7 +77,7 @@ def read_packed_manifest(directory: Path, split: Split, *, verify: bool) -> dict
         if REMEDY in str(error):
             raise
         raise IntegrityError(f"{error}; {REMEDY}") from error
-    if manifest.get("seal") != digest_json({k: v for k, v in manifest.items() if k != "seal"}):
+    if not is_sealed(manifest):
         raise IntegrityError(f"{path}: content differs from its seal; {REMEDY}")
     problem = _problem(manifest)
     if problem:
@@ -90,8 +89,8 @@ def _problem(manifest: dict[str, Any]) -> str | None:
     for name, kind in _FIELDS.items():
         if not isinstance(manifest.get(name), kind):
             return f"field '{name}' is missing or no {kind.__name__}"
-    if manifest["row_length"] < 2:
-        return f"row_length ({manifest['row_length']}) is below 2"
+    if not 2 <= manifest["row_length"] <= MAX_ROW_LENGTH:
+        return f"row_length ({manifest['row_length']}) is below 2 or above {MAX_ROW_LENGTH:,}"
     vocab_size, dtype = manifest["vocab_size"], manifest["dtype"]
     if dtype != id_dtype(vocab_size).name:
         return f"dtype ({dtype}) is not that of {vocab_size:,} ids ({id_dtype(vocab_size).name})"
@@ -106,6 +105,8 @@ def _problem(manifest: dict[str, Any]) -> str | None:
         for name, kind in _SPLIT_FIELDS.items():
             if not isinstance(entry.get(name), kind):
                 return f"field '{name}' of split '{split}' is missing or no {kind.__name__}"
+            if kind is int and not 0 <= entry[name] < 2**63:
+                return f"field '{name}' of split '{split}' is {entry[name]}"
         if entry["max_id"] >= vocab_size:
             return (
                 f"split '{split}' holds the token id {entry['max_id']}, but the vocabulary has "

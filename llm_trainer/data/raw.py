@@ -24,9 +24,12 @@ from llm_trainer.data.raw_groups import REMEDY
 from llm_trainer.data.sources import SPLITS, Placed, Split, iter_placed, open_source
 from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError
 from llm_trainer.files import (
+    MANIFEST_NAME,
     atomic_directory,
+    is_sealed,
     manifest_digest,
     read_manifest,
+    seal_manifest,
     verify_manifest,
     write_manifest,
 )
@@ -88,6 +91,7 @@ def build_raw(config: SourceConfig, out: Path, *, progress: bool = True) -> dict
         manifest = write_manifest(
             directory, KIND, splits=splits, ledger=ledger.to_dict(), origin=source.origin
         )
+        manifest = seal_manifest(directory, manifest)
     return _metrics(source.name, manifest, ledger, copies, time.perf_counter() - started)
 
 
@@ -143,6 +147,10 @@ class RawCorpus:
         self.path = Path(path)
         check = verify_manifest if verify else read_manifest
         self.manifest = check(self.path, KIND, remedy=REMEDY)
+        if not is_sealed(self.manifest):
+            raise IntegrityError(
+                f"{self.path / MANIFEST_NAME}: content differs from its seal; {REMEDY}"
+            )
         if not _is_schema(self.manifest):
             raise IntegrityError(
                 f"{self.path}: the manifest does not describe raw documents; {REMEDY}"
@@ -193,11 +201,13 @@ def _is_schema(manifest: dict[str, Any]) -> bool:
     splits = manifest.get("splits")
     if not isinstance(splits, dict) or set(splits) != set(SPLITS):
         return False
+    if not all(isinstance(manifest.get(name), dict) for name in ("origin", "ledger")):
+        return False
     return all(
         isinstance(entry, dict)
         and isinstance(entry.get("documents"), int)
         and isinstance(entry.get("bytes"), int)
         and isinstance(entry.get("files"), list)
-        and all(name in manifest["files"] for name in entry["files"])
+        and all(isinstance(name, str) and name in manifest["files"] for name in entry["files"])
         for entry in splits.values()
     )

@@ -192,6 +192,8 @@ class _Columns:
     offsets: np.ndarray
     documents: np.ndarray
     starts: np.ndarray
+    pieces: np.ndarray
+    """How many values of the last two there are."""
 
 
 class Shard:
@@ -207,6 +209,7 @@ class Shard:
     def __init__(self, path: Path, row_length: int, dtype: np.dtype[np.unsignedinteger]) -> None:
         import pyarrow as pa
 
+        self._path = path
         self._row_length = row_length
         try:
             with pa.memory_map(os.fspath(path)) as file:
@@ -216,7 +219,7 @@ class Shard:
             batches = [reader.get_batch(k) for k in range(reader.num_record_batches)]
             for batch in batches:
                 batch.validate()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise IntegrityError(
                 f"{path}: not a readable Arrow file ({error}); {REMEDY}"
             ) from error
@@ -229,7 +232,7 @@ class Shard:
         ):
             raise IntegrityError(f"{path}: record batches of unequal size {sizes[:4]}; {REMEDY}")
         self._num_rows = sum(sizes)
-        self._columns = _locate(path, batches, buffer.address, dtype)
+        self._columns = _locate(path, batches, buffer, dtype)
         # The whole file as numbers of each type; one row is one window.
         self._int64 = _numbers(buffer, np.dtype(np.int64))
         self._int32 = _numbers(buffer, np.dtype(np.int32))
@@ -264,9 +267,19 @@ class Shard:
         return counts, documents, self._uint32[self._columns.starts[batch] + piece].astype(np.int64)
 
     def batches(self) -> Iterator[RowBatch]:
-        """All rows in order, a record batch at a time; the ids are views into the file."""
+        """All rows in order, a record batch at a time; the ids are views into the file.
+
+        Raises:
+            IntegrityError: offsets that do not rise, or lead beyond their values.
+        """
         for batch, start in enumerate(range(0, len(self), self._batch_rows)):
             rows = np.arange(start, min(start + self._batch_rows, len(self)))
+            first = self._columns.offsets[batch]
+            offsets = self._int32[first : first + len(rows) + 1]
+            if offsets[0] < 0 or (np.diff(offsets) < 0).any():
+                raise IntegrityError(f"{self._path}: list offsets that do not rise; {REMEDY}")
+            if offsets[-1] > self._columns.pieces[batch]:
+                raise IntegrityError(f"{self._path}: list offsets beyond their list; {REMEDY}")
             first, size = self._columns.ids[batch], len(rows) * self._row_length
             ids = self._ids[first : first + size].reshape(-1, self._row_length)
             yield RowBatch(ids, self.lengths(rows), *self.pieces(rows))
@@ -287,21 +300,26 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
 def _locate(
     path: Path,
     batches: list[pa.RecordBatch],
-    address: int,
+    buffer: pa.Buffer,
     dtype: np.dtype[np.unsignedinteger],
 ) -> _Columns:
     places: list[list[int]] = []
+    pieces: list[int] = []
+    sizes = np.array([dtype.itemsize, 4, 4, 8, 4])
     for batch in batches:
         ids, lengths, documents, starts = batch.columns
         if not documents.offsets.equals(starts.offsets):
             raise IntegrityError(f"{path}: documents and starts disagree on the pieces; {REMEDY}")
         arrays = (ids.values, lengths, documents.offsets, documents.values, starts.values)
-        places.append([_address(array) - address for array in arrays])
+        places.append([_address(array) - buffer.address for array in arrays])
+        pieces.append(min(len(documents.values), len(starts.values)))
+        ends = places[-1] + sizes * [len(array) for array in arrays]
+        if min(places[-1]) < 0 or ends.max() > buffer.size:  # compressed, and so elsewhere
+            raise IntegrityError(f"{path}: values that lie outside the file; {REMEDY}")
     table = np.array(places, np.int64).reshape(-1, 5)  # (batches, columns), bytes
-    sizes = np.array([dtype.itemsize, 4, 4, 8, 4])
     if (table % sizes).any():
         raise IntegrityError(f"{path}: values are not aligned to their size; {REMEDY}")
-    return _Columns(*(table // sizes).T)
+    return _Columns(*(table // sizes).T, np.array(pieces, np.int64))
 
 
 def _address(array: pa.Array) -> int:

@@ -133,7 +133,8 @@ def _verify_export(directory: Path) -> None:
         IntegrityError: one is missing or was changed.
     """
     path = directory / MANIFEST_NAME
-    if not path.is_file() or read_json(path).get("kind") != EXPORT_KIND:
+    manifest = read_json(path) if path.is_file() else None
+    if not isinstance(manifest, dict) or manifest.get("kind") != EXPORT_KIND:
         return
     remedy = f"fetch it again; if it was changed on purpose, remove {MANIFEST_NAME}"
     files = read_manifest(directory, EXPORT_KIND, remedy=remedy)["files"]

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llm_trainer.config.checks import shown
 from llm_trainer.config.loader import build_config
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError
@@ -151,10 +152,37 @@ def load_model(cls: type[M], directory: Path, device: torch.device | str) -> M:
     if not isinstance(values, dict):
         raise IntegrityError(f"{directory / CONFIG_NAME}: has no section 'model'; {REMEDY}")
     config = build_config(ModelConfig, values, f"{directory / CONFIG_NAME}: model")
+    digest = description.get("tokenizer_digest")
+    if digest is not None and not isinstance(digest, str):
+        raise IntegrityError(
+            f"{directory / CONFIG_NAME}: tokenizer_digest is {shown(digest)}; {REMEDY}"
+        )
+    _check_weights(cls, config, directory / WEIGHTS_NAME)
     model = cls(config)
-    model.tokenizer_digest = description.get("tokenizer_digest")
+    model.tokenizer_digest = digest
     load_weights(model, directory / WEIGHTS_NAME)
     return model.to(device).eval()
+
+
+def _check_weights(cls: type[M], config: ModelConfig, path: Path) -> None:
+    """Compare names and shapes with `config` before memory of its size is taken: a few bytes of
+    configuration may ask for terabytes.
+
+    Raises:
+        IntegrityError: see `load_weights`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{path}: not readable as safetensors ({error})") from error
+    if config.n_layers > len(shapes):
+        raise IntegrityError(
+            f"{path}: does not fit the configuration: {len(shapes):,} tensors cannot be "
+            f"{config.n_layers:,} layers"
+        )
+    with torch.device("meta"):  # shapes without memory
+        _refuse_misfits(cls(config), {name: tuple(shape) for name, shape in shapes.items()}, path)
 
 
 def load_weights(model: TransformerLM, path: Path) -> None:
@@ -167,16 +195,22 @@ def load_weights(model: TransformerLM, path: Path) -> None:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"{path}: not readable as safetensors ({error})") from error
-    if model.config.tie_embeddings and "embedding.weight" in tensors:
+    _refuse_misfits(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    if model.config.tie_embeddings:
         tensors["head.weight"] = tensors["embedding.weight"]
-    expected = model.state_dict()
-    problems = [f"lacks {name}" for name in sorted(set(expected) - set(tensors))]
-    problems += [f"has an extra {name}" for name in sorted(set(tensors) - set(expected))]
+    model.load_state_dict(tensors)
+
+
+def _refuse_misfits(model: TransformerLM, found: dict[str, tuple[int, ...]], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings and "head.weight" not in found:
+        del expected["head.weight"]
+    problems = [f"lacks {name}" for name in sorted(set(expected) - set(found))]
+    problems += [f"has an extra {name}" for name in sorted(set(found) - set(expected))]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(tensors))
-        if tensors[name].shape != expected[name].shape
+        f"{name} is {found[name]} instead of {expected[name]}"
+        for name in sorted(set(expected) & set(found))
+        if found[name] != expected[name]
     ]
     if problems:
         raise IntegrityError(f"{path}: does not fit the configuration: {'; '.join(problems[:5])}")
-    model.load_state_dict(tensors)

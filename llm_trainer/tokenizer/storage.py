@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_trainer.config.checks import place, refuse
-from llm_trainer.exceptions import TokenizerError
+from llm_trainer.config.checks import place, refuse, shown
+from llm_trainer.exceptions import IntegrityError, TokenizerError
 from llm_trainer.files import (
     MANIFEST_NAME,
     atomic_directory,
@@ -27,6 +27,8 @@ from llm_trainer.files import (
 from llm_trainer.tokenizer.definition import Definition, parse_definition
 
 KIND = "tokenizer"
+_OTHER_KINDS = ("model", "huggingface")
+"""Kinds of directories that may have a tokenizer's files among their own."""
 DEFINITION_NAME = "tokenizer.json"
 CONFIG_NAME = "tokenizer_config.json"
 _NAMES = {DEFINITION_NAME, CONFIG_NAME, MANIFEST_NAME}
@@ -72,18 +74,10 @@ def save(stored: Stored, directory: str | os.PathLike[str]) -> None:
                 f"{path}: holds other files ({', '.join(others[:3])}); save the tokenizer into a "
                 f"directory of its own, such as {path / 'tokenizer'}"
             )
-    definition = stored.definition
     with atomic_directory(path) as temporary:
-        write_text(temporary / DEFINITION_NAME, definition.text)
+        write_text(temporary / DEFINITION_NAME, stored.definition.text)
         write_json(temporary / CONFIG_NAME, _config(stored))
-        write_manifest(
-            temporary,
-            KIND,
-            digest=definition.digest,
-            vocab_size=definition.size,
-            end_id=definition.control[stored.end_token],
-            pad_id=definition.control[stored.pad_token],
-        )
+        write_manifest(temporary, KIND, **_facts(stored))
 
 
 def load(directory: str | os.PathLike[str]) -> Stored:
@@ -99,11 +93,14 @@ def load(directory: str | os.PathLike[str]) -> Stored:
         path = path / KIND
     if not path.is_dir():
         raise TokenizerError(f"{path}: no such directory; name one that save_pretrained wrote")
+    manifest: Any = None
     if (path / MANIFEST_NAME).exists():
         manifest = read_json(path / MANIFEST_NAME)
-        # One of another kind speaks for a model that has a tokenizer.json among its files.
-        if not isinstance(manifest, dict) or manifest.get("kind") == KIND:
-            verify_manifest(path, KIND, remedy=_REMEDY)
+        # One of a model speaks for a model that has a tokenizer.json among its files.
+        if not isinstance(manifest, dict) or manifest.get("kind") not in _OTHER_KINDS:
+            manifest = verify_manifest(path, KIND, remedy=_REMEDY)
+        else:
+            manifest = None
     if not (path / DEFINITION_NAME).is_file():
         raise TokenizerError(f"{path}: has no {DEFINITION_NAME}; {_REMEDY}")
     definition = parse_definition(read_json(path / DEFINITION_NAME), str(path / DEFINITION_NAME))
@@ -114,7 +111,25 @@ def load(directory: str | os.PathLike[str]) -> Stored:
             raise TokenizerError(f"{path / CONFIG_NAME}: must be a JSON object")
     end_token = _named(config, "eos_token", definition, path) or _known_end(definition, path)
     pad_token = _named(config, "pad_token", definition, path) or end_token
-    return Stored(definition, end_token, pad_token)
+    stored = Stored(definition, end_token, pad_token)
+    for name, value in _facts(stored).items():
+        if manifest is not None and manifest.get(name) != value:
+            raise IntegrityError(
+                f"{path / MANIFEST_NAME}: {name} is {shown(manifest.get(name))}, but the tokenizer "
+                f"has {shown(value)}; {_REMEDY}"
+            )
+    return stored
+
+
+def _facts(stored: Stored) -> dict[str, str | int]:
+    """What the manifest says beside the files' digests."""
+    definition = stored.definition
+    return {
+        "digest": definition.digest,
+        "vocab_size": definition.size,
+        "end_id": definition.control[stored.end_token],
+        "pad_id": definition.control[stored.pad_token],
+    }
 
 
 def _config(stored: Stored) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from llm_trainer.config.checks import shown
 from llm_trainer.exceptions import CheckpointError, IntegrityError
 from llm_trainer.files import (
     atomic_directory,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_KIND = "checkpoint"
 CHECKPOINT_FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
+_STEPPED_ASIDE = re.compile(r"\.partial-(checkpoint-\d+(?:-\d+)?)-old-\d+")
 _REMEDY = "delete it to continue from an older one, or start again"
 
 ALLOWED_CHANGES = frozenset({
@@ -162,6 +164,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"{CHECKPOINT_FORMAT}; {_REMEDY}"
             )
         history = _load_tensors(path / "history.safetensors")["history"]
+        for name, kinds in (
+            ("state", dict), ("identity", dict), ("environment", dict), ("scaler", dict | None),
+        ):  # fmt: skip
+            if not isinstance(description[name], kinds):
+                raise ValueError(f"{name} is {shown(description[name])}")
         return Checkpoint(
             path=path,
             state=TrainerState.from_json(description["state"], history),
@@ -193,21 +200,52 @@ def restore(checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer) 
     """
     load_weights(model, checkpoint.path / "model" / WEIGHTS_NAME)
     parameters = dict(model.named_parameters())
+    stored = _load_tensors(checkpoint.path / "optimizer.safetensors")
+    _check_optimizer_tensors(checkpoint.path, stored, parameters, optimizer)
     optimizer.state.clear()
-    for key, tensor in _load_tensors(checkpoint.path / "optimizer.safetensors").items():
+    for key, tensor in stored.items():
         name, _, entry = key.rpartition("|")
-        if name not in parameters:
-            raise IntegrityError(
-                f"{checkpoint.path}: optimizer state of an unknown parameter {name}; {_REMEDY}"
-            )
         # Adam counts its steps on the CPU unless it is fused, and then beside the weights
         optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
     gradients = checkpoint.path / "gradients.safetensors"
     if checkpoint.state.micro_step:
         for name, tensor in _load_tensors(gradients).items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
+            fits = name in parameters and parameters[name].shape == tensor.shape
+            if not fits or parameters[name].dtype != tensor.dtype:
                 raise IntegrityError(f"{gradients}: gradient {name} does not fit; {_REMEDY}")
             parameters[name].grad = tensor.to(parameters[name].device)
+
+
+def _check_optimizer_tensors(
+    path: Path, stored: dict[str, Tensor], parameters: dict[str, nn.Parameter], optimizer: Optimizer
+) -> None:
+    """Each parameter has all that its optimizer keeps of it, in its shape, or nothing."""
+    adam, momentum = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
+    wanted = {
+        id(parameter): adam if "betas" in group else momentum
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    found: dict[str, set[str]] = {}
+    for key, tensor in stored.items():
+        name, _, entry = key.rpartition("|")
+        if name not in parameters:
+            raise IntegrityError(
+                f"{path}: optimizer state of an unknown parameter {name}; {_REMEDY}"
+            )
+        shape = torch.Size() if entry == "step" else parameters[name].shape
+        if tensor.shape != shape or not tensor.is_floating_point():
+            raise IntegrityError(
+                f"{path}: optimizer state {key} is {tuple(tensor.shape)} {tensor.dtype} instead of "
+                f"{tuple(shape)}; {_REMEDY}"
+            )
+        found.setdefault(name, set()).add(entry)
+    for name, entries in found.items():
+        if entries != wanted.get(id(parameters[name])):
+            raise IntegrityError(
+                f"{path}: optimizer state of {name} has {', '.join(sorted(entries))}, which is not "
+                f"what this optimizer keeps; {_REMEDY}"
+            )
 
 
 def check_identity(
@@ -261,6 +299,20 @@ def check_environment(checkpoint: Checkpoint, environment: dict[str, Any], *, st
     if strict:
         raise CheckpointError(f"{message}, and strict_resume is on; restore these or turn it off")
     logger.warning("%s", message)
+
+
+def recover_checkpoints(directory: Path) -> None:
+    """Clear away what killed savers left; hold the lock of `directory`.
+
+    A checkpoint that had stepped aside to be replaced by one of the same name comes back if the
+    saver was killed before the new one had the name.
+    """
+    for path in directory.glob(".partial-checkpoint-*"):
+        aside = _STEPPED_ASIDE.fullmatch(path.name)
+        if aside and not (directory / aside[1]).exists():
+            path.rename(directory / aside[1])
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def prune_checkpoints(directory: Path, keep: int | None) -> None:

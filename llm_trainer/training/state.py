@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_trainer.config.checks import shown
+
 HISTORY_COLUMNS = ("loss", "lr", "grad_norm")
+_MOST = 2.0**63
+"""Beyond all that a run can count, seconds and summed losses included."""
 
 
 @dataclass
@@ -50,7 +54,26 @@ class TrainerState:
         """The inverse of `to_json` and `history_tensor`.
 
         Raises:
-            TypeError: unknown or missing fields.
+            TypeError: unknown or missing fields, or one of another type.
+            ValueError: a value that no run can have.
         """
+        if history.ndim != 2 or history.shape[1] != len(HISTORY_COLUMNS):
+            raise ValueError(f"a history of shape {tuple(history.shape)}")
         rows = [(float(a), float(b), float(c)) for a, b, c in history.tolist()]
-        return cls(**values, history=rows)
+        state = cls(**values, history=rows)
+        for name in ("step", "micro_step", "tokens", "skipped"):
+            number = getattr(state, name)
+            if type(number) is not int or not 0 <= number < 2**63:
+                raise ValueError(f"{name} is {shown(number)}")
+        for name in ("partial_loss", "seconds"):
+            number = getattr(state, name)
+            if type(number) not in (int, float) or not abs(number) < _MOST:
+                raise ValueError(f"{name} is {shown(number)}")
+        entries = state.evaluations
+        if not isinstance(entries, list) or not all(_is_evaluation(entry) for entry in entries):
+            raise ValueError(f"evaluations are {shown(entries)}")
+        return state
+
+
+def _is_evaluation(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(type(v) in (int, float) for v in entry.values())

@@ -10,7 +10,7 @@ import pytest
 
 from llm_trainer.data import raw_file
 from llm_trainer.data.raw import RawCorpus
-from llm_trainer.files import write_manifest
+from llm_trainer.files import seal_manifest, write_manifest
 
 WORDS = [
     "return", "self", "value", "for", "in", "range", "(", ")", ":", "\n", "    ", "é", "日本",
@@ -52,5 +52,5 @@ def write_raw(
                 "bytes": writer.num_bytes,
                 "files": writer.names,
             }
-    write_manifest(path, "raw", splits=splits, ledger={}, origin={})
+    seal_manifest(path, write_manifest(path, "raw", splits=splits, ledger={}, origin={}))
     return RawCorpus(path)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.config.secrets import strip_secrets as strip_secrets
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
 from llm_trainer.files import (
     atomic_path,
@@ -36,15 +37,10 @@ RECORD_FORMAT = 1
 MAX_ARTIFACT_BYTES = 64 * 2**20
 """Largest file that is copied into a record; a model is referred to, never copied."""
 
-_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
-_SECRET_QUERY = re.compile(
-    r"(?i)(?P<name>[?&](?:password|passwd|token|access_token|api_?key|secret|sig|signature)=)[^&\s]+"
-)
 _SECRET_NAME = re.compile(
     r"(?i)(^|[._/-])(password|passwd|secret|secret_key|api_?key|access_key|token|hf_token|"
     r"auth_token|access_token|credentials?)$"
 )
-_KNOWN_TOKENS = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
 
 
 @dataclass
@@ -221,13 +217,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = strip_secrets(str(value))
     return flat
-
-
-def strip_secrets(text: str) -> str:
-    """Remove user and password from addresses, and what looks like an access token."""
-    text = _CREDENTIALS.sub(r"\g<scheme>", text)
-    text = _SECRET_QUERY.sub(r"\g<name>***", text)
-    return _KNOWN_TOKENS.sub("***", text)
 
 
 def clean(value: Any) -> Any:
