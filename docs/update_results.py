@@ -1,9 +1,10 @@
 """Write the generated parts of the documentation: `python -m docs.update_results [--check]`.
 
 From `metrics/*.json` of the default run: the table of results in README.md. From
-`benchmarks/results.json`: the table of peers in docs/performance.md. From `benchmarks/soak.json`:
-the figures of docs/reliability.md. From the config classes and `configs/default.yaml`: the tables
-of docs/configuration.md. Each part stands between two markers and is replaced whole; everything
+`benchmarks/results.json` and `growth.json`: tables in docs/performance.md. From
+`benchmarks/soak.json`: the figures of docs/reliability.md. From the config classes and
+`configs/default.yaml`: the tables of docs/configuration.md. Each part stands between two markers
+and is replaced whole; everything
 else is left as it is. A test compares.
 
 Exit codes: 0 done, 1 with `--check` if something is out of date, 2 wrong input.
@@ -45,6 +46,7 @@ README = "README.md"
 CONFIGURATION = "docs/configuration.md"
 PERFORMANCE = "docs/performance.md"
 PEER_RESULTS = ROOT / "benchmarks" / "results.json"
+GROWTH_RESULTS = ROOT / "benchmarks" / "growth.json"
 RELIABILITY = "docs/reliability.md"
 SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
 SECTIONS: dict[str, type[Config]] = {
@@ -72,7 +74,9 @@ def main() -> int:
     try:
         wanted = {
             CONFIGURATION: with_configuration(read(CONFIGURATION)),
-            PERFORMANCE: with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)),
+            PERFORMANCE: with_growth(
+                with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)), read_json(GROWTH_RESULTS)
+            ),
             RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
         }
         if (ROOT / "metrics" / "evaluate.json").is_file():
@@ -216,6 +220,33 @@ def with_peers(text: str, results: Mapping[str, Any]) -> str:
     lines += ["", f"On {machine['cpu']}, {machine['threads']} threads, Python "
               f"{machine['python']}; {packages}."]  # fmt: skip
     return replaced(text, "peers", "\n".join(lines))
+
+
+GROWTH = (
+    ("parameters", "parameters", "seconds_per_token", 1e6, "µs a token", "memory_mb", "MB"),
+    ("context", "context", "seconds_per_token", 1e6, "µs a token", "memory_mb", "MB"),
+    ("corpus", "megabytes", "seconds", 1.0, "s", "memory_mb", "MB a process"),
+    ("shards", "shards", "open_seconds", 1e3, "ms to open", "read_microseconds", "µs a row"),
+)
+"""Curve, what it grows with, and two figures: key, factor, unit; key, unit."""
+
+
+def with_growth(text: str, results: Mapping[str, Any]) -> str:
+    """docs/performance.md with the ends of each curve of `benchmarks.growth`, and its exponents."""
+    lines = [
+        "| Grows | from | to | Time | Exponent | Memory, or time to read | Exponent |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for curve, x, first, factor, unit, second, other in GROWTH:
+        start, end = results["curves"][curve][0], results["curves"][curve][-1]
+        exponents = results["exponents"][curve]
+        lines.append(
+            f"| {curve} | {start[x]:,} | {end[x]:,} "
+            f"| {start[first] * factor:.3g} to {end[first] * factor:.3g} {unit} "
+            f"| {exponents[first]:.2f} "
+            f"| {start[second]:.3g} to {end[second]:.4g} {other} | {exponents[second]:.2f} |"
+        )
+    return replaced(text, "growth", "\n".join(lines))
 
 
 # --------------------------------------------------------------------------- soak
