@@ -213,7 +213,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _etag(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+    """The name that git has for it."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def main() -> None:

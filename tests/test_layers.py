@@ -34,7 +34,7 @@ ROOMS["pipeline"] = set(ROOMS)
 TEXT = {
     # where documents come from: no tokenizer needed, so the tokenizer may be trained from it
     "documents", "ledger", "sources", "stdlib", "local_files", "hub", "streams", "plain_text",
-    "jsonl", "tables", "intake",
+    "jsonl", "tables", "intake", "hub_files",
 }  # fmt: skip
 
 LOADED_BY_MLFLOW = "llm_trainer.training.tracking.pyfunc_model"

@@ -13,6 +13,10 @@ GATED_ACTIVATIONS = ("swiglu", "geglu")
 MAX_SIZE = 2**31 - 1
 """Largest extent of anything: beyond it kernels that count in 32 bits would wrap around."""
 
+MAX_LENGTH = 2**24
+"""Longest `max_seq_len`, in tokens. Tables of positions are made of it whatever the weights are, so
+that a larger one in the configuration of a stranger's model could take all memory."""
+
 MAX_PARAMETERS = 10**13
 """Several times the largest models that there are; more is a slip of the finger."""
 
@@ -105,7 +109,7 @@ class ModelConfig(Config):
         found = []
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads"):
             found += within(name, getattr(self, name), 1, MAX_SIZE)
-        found += within("max_seq_len", self.max_seq_len, 2, MAX_SIZE)
+        found += within("max_seq_len", self.max_seq_len, 2, MAX_LENGTH)
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 found.append(f"{name} ({getattr(self, name)}) must be from 0 to below 1")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llm_trainer.config import SourceConfig
 from llm_trainer.config.checks import shown
 from llm_trainer.data.documents import Document
+from llm_trainer.data.hub_files import fetch_files
 from llm_trainer.data.intake import Intake, Reader, Source
 from llm_trainer.data.tables import accept_column, check_text_column
 from llm_trainer.exceptions import DataError, LLMTrainerError, MissingDependencyError
@@ -132,6 +133,10 @@ def _reader(name: str, builder: Any, split: str, config: SourceConfig) -> Reader
 def _rows(builder: Any, split: str, config: SourceConfig) -> Any:
     if config.streaming:
         return builder.as_streaming_dataset(split=split)
+    if not Path(builder.cache_dir).exists() and _COMMIT.fullmatch(builder.hash or ""):
+        data_files = builder.config.data_files or {}
+        places = [place for files in data_files.values() for place in files]
+        fetch_files(builder.repo_id, builder.hash, places)
     builder.download_and_prepare()  # at once if it is in the cache
     return builder.as_dataset(split=split).select_columns([config.text_column])
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_trainer.data.hub import HOMES
-from tests.hub_server import HubServer
+from tests.hub_server import Handler, HubServer
 from tests.test_layers import ROOT
 
 RUN = """
@@ -100,7 +100,28 @@ REPOSITORIES = {
     "someone/broken": {"train.parquet": b"PAR1" + b"\x00" * 50 + b"PAR1"},
     "someone/script": {"script.py": b"raise SystemExit('never run')", "train.jsonl": jsonl(LINES)},
     "someone/pictures": {"readme.bin": b"\x00"},
+    "someone/short": {"train.jsonl": jsonl(LINES)},
+    "someone/changed": {"train.jsonl": jsonl(LINES)},
+    "someone/redirected": {"train.jsonl": jsonl(LINES)},
 }
+
+
+class Faulty(Handler):
+    """A hub behind a proxy that cuts off, changes and redirects."""
+
+    def send_file(self, repository: str, path: str) -> None:
+        content = self.hub.repositories[repository].get(path, b"")
+        headers = {"ETag": '"1"', "X-Repo-Commit": self.hub.commit(repository)}
+        if (repository, path) == ("someone/short", "train.jsonl"):
+            self.send(200, headers, content[: len(content) // 2])
+        elif (repository, path) == ("someone/changed", "train.jsonl"):
+            self.send(200, headers, content.replace(b"line", b"lime"))
+        elif (repository, path) == ("someone/redirected", "train.jsonl"):
+            self.send(302, {**headers, "Location": "http://192.0.2.1/train.jsonl"}, b"")
+        else:
+            super().send_file(repository, path)
+
+
 LINES_OF = {"dataset_name": "someone/lines", "validation_fraction": 0.2}
 WIKITEXT = {"dataset_name": "wikitext", "dataset_config": "wikitext-2-raw-v1"}
 CASES: dict[str, dict[str, Any]] = {
@@ -130,7 +151,10 @@ CASES: dict[str, dict[str, Any]] = {
     "pictures": {"dataset_name": "someone/pictures"},
     "folder": {"dataset_name": "tests"},
     "traversal": {"dataset_name": "../tests"},
-    "url": {"dataset_name": "https://example.invalid/data"},
+    "url": {"dataset_name": "https://me:hush@example.invalid/data"},
+    "short": LINES_OF | {"dataset_name": "someone/short"},
+    "changed": LINES_OF | {"dataset_name": "someone/changed"},
+    "redirected": LINES_OF | {"dataset_name": "someone/redirected"},
 }
 
 
@@ -152,7 +176,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hub(home: Path) -> Iterator[HubServer]:
-    with HubServer(REPOSITORIES) as server:
+    with HubServer(REPOSITORIES, Faulty) as server:
         yield server
 
 
@@ -241,6 +265,9 @@ def test_missing_text_is_an_error_or_skipped(answers: dict[str, Any]) -> None:
         ("folder", ["'tests'", "data.train_file"]),
         ("traversal", ["'../tests'", "data.train_file"]),
         ("url", ["'https://example.invalid/data'", "data.train_file"]),
+        ("short", ["someone/short/train.jsonl: ", "bytes, but the hub lists", "same command"]),
+        ("changed", ["someone/changed/train.jsonl: other content than the hub lists"]),
+        ("redirected", ["http://192.0.2.1: would be read without encryption"]),
     ],
 )
 def test_what_cannot_be_had_is_named(answers: dict[str, Any], name: str, parts: list[str]) -> None:
