@@ -9,17 +9,19 @@ tokens a second, so there are no worker processes to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from llm_trainer.data.order import rows_at
 from llm_trainer.exceptions import DataError, TrainingError
+from llm_trainer.training.loader_workers import WorkerBatches
 
 IGNORED = -100
 
@@ -128,7 +130,7 @@ class BatchStream:
         self.shuffle = shuffle
         self.document_mask = document_mask
         self.num_workers = num_workers
-        self._ahead: Any = None
+        self._ahead: WorkerBatches | None = None
         self._next = -1
         if document_mask and not isinstance(dataset, RowSource):
             raise TrainingError(
@@ -148,11 +150,36 @@ class BatchStream:
             return self._from_rows(self.dataset, self.row_indices(number))
         if self.num_workers == 0:
             return collate([self.dataset[int(i)] for i in self.row_indices(number)])
-        if number != self._next:
-            self._ahead = iter(self._loader(number))
-        self._next = number + 1
-        batch: Batch = next(self._ahead)
+        ahead = self._ahead
+        if ahead is None or number != self._next:
+            self.close()
+            ahead = WorkerBatches(self.dataset, _Ahead(self, number), self.num_workers, collate)
+        self._ahead, self._next = ahead, number + 1
+        batch: Batch = next(ahead)
         return batch
+
+    @contextmanager
+    def workers(self) -> Iterator[None]:
+        """End the workers, if any, after the body.
+
+        Raises:
+            DataError: one of them died or took too long; names the rows in work.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # torch raises wherever the trainer is when a worker dies, not only while it waits
+            if self._ahead is None or not str(error).startswith("DataLoader "):
+                raise
+            raise self._ahead.failure(error) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the workers, if any; `load` starts new ones."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead, self._next = None, -1
 
     def _from_rows(self, source: RowSource, indices: np.ndarray) -> Batch:
         ids, lengths = source.rows(indices)
@@ -163,16 +190,6 @@ class BatchStream:
             labels = input_ids.masked_fill(beyond, IGNORED)
         segments = torch.from_numpy(source.segments(indices)) if self.document_mask else None
         return Batch(input_ids, labels, segments)
-
-    def _loader(self, first: int) -> DataLoader[Any]:
-        return DataLoader(
-            self.dataset,  # type: ignore[arg-type]
-            batch_sampler=_Ahead(self, first),
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            timeout=120,
-            worker_init_fn=_ignore_interrupts,
-        )
 
 
 class _Ahead:
@@ -186,13 +203,6 @@ class _Ahead:
         while True:
             yield self.stream.row_indices(number).tolist()
             number += 1
-
-
-def _ignore_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the trainer saves and then ends its workers
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(items: Sequence[Any]) -> Batch:

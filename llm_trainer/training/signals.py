@@ -49,6 +49,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM in the body; the former handlers come back after.
 
     Signals can only be handled in the main thread; in another one the request is never set.
+    The exit of a process with nothing to save is raised wherever it is at that moment; where that
+    is native code, another error may come out of it, which is the exit all the same.
+
+    Raises:
+        SystemExit: stopped before there was anything to save.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -58,6 +63,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, request.receive) for number in numbers}
     try:
         yield request
+    except Exception as error:
+        if request.signal is not None and request.idle:
+            raise SystemExit(request.exit_code) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

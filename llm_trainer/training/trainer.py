@@ -111,12 +111,9 @@ class Trainer(TrainerBase):
         """
         check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
-        with (
-            hold_lock(directory / "lock", "train"),
-            stop_on_signals() as stop,
-        ):
+        with hold_lock(directory / "lock", "train"), stop_on_signals() as stop:
             self._set_up(stop)
-            with deterministic_algorithms(self.execution.deterministic):
+            with deterministic_algorithms(self.execution.deterministic), self._stream.workers():
                 self._resume(directory, resume_from_checkpoint, allow_changes)
                 self._report = Reporter.open(self, resumed=self.state.step or None)
                 try:
@@ -324,6 +321,7 @@ class Trainer(TrainerBase):
     def _resume(self, directory: Path, resume_from: str | Path | None, allow_changes: bool) -> None:
         """Continue a checkpoint, or start afresh with earlier checkpoints moved aside."""
         found = None
+        checkpoints.recover_checkpoints(directory)
         if resume_from == "auto":
             found = checkpoints.newest_checkpoint(directory)
         elif resume_from is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.files import remove_partial
 from llm_trainer.training.tracking.base import Status, Tracker
 from llm_trainer.training.tracking.factory import check_backends, create_trackers
 from llm_trainer.training.tracking.log import RESERVED, JsonlTracker, best_of
@@ -68,6 +69,8 @@ class RunTracking:
         check_backends(report_to)
         root = Path(root).resolve()
         record = RunRecord(record_dir)
+        for path in (record.log_path, record.info_path):
+            remove_partial(path)
         text_tags = flatten({k: v for k, v in tags.items() if v is not None})
         info = record.start(
             RunInfo(

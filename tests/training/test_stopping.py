@@ -1,0 +1,135 @@
+"""Trainings that are killed or told to stop: quick forms of the soak's rows A1 and A3."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.soak.cpu_clock import signal_at
+from benchmarks.soak.trainings import (
+    Progress,
+    World,
+    committed,
+    end_state,
+    fork,
+    leftovers,
+    wait,
+)
+from llm_trainer.training.checkpoint import list_checkpoints, recover_checkpoints
+from llm_trainer.training.signals import StopRequest, stop_on_signals
+
+ACCUMULATION = 3
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"), max_steps=10)
+
+
+@pytest.fixture(scope="module")
+def expected(world: World) -> dict[str, bytes]:
+    """The end of a run that nothing stopped."""
+    assert wait(fork(lambda: world.trainer(world.folder / "whole").train())) == 0
+    return end_state(world.folder / "whole")
+
+
+def test_killed_at_random_again_and_again_it_ends_in_the_same_bytes(
+    world: World, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    draw, progress, kills = random.Random(0), Progress(), 0
+
+    def body(life: float) -> None:
+        number = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
+        signal_at(time.process_time() + life, number)
+        world.train(world.trainer(tmp_path), progress)
+
+    code = None
+    while code != 0:
+        life = draw.uniform(0.03, 0.13)
+        code = wait(fork(lambda: body(life)))  # noqa: B023 - it runs at once
+        assert code in (0, -signal.SIGKILL, 143, -signal.SIGTERM)
+        assert committed(tmp_path, ACCUMULATION) >= progress.get(Progress.COMMITTED)
+        kills += code != 0
+    assert kills > 2
+    assert end_state(tmp_path) == expected
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_loses_no_micro_batch_and_workers_ignore_it(
+    world: World, tmp_path: Path, number: int, to_group: bool
+) -> None:
+    progress = Progress()
+    items = [{"input_ids": world.rows[n]["input_ids"].tolist()} for n in range(len(world.rows))]
+    child = fork(
+        lambda: world.train(
+            world.trainer(tmp_path, rows=items, max_steps=400, dataloader_num_workers=2), progress
+        ),
+        tmp_path / "log",
+    )  # fmt: skip
+    while progress.get(Progress.DONE) < 4:
+        time.sleep(0.01)
+    (os.killpg if to_group else os.kill)(child, number)
+    assert wait(child, 20) == 128 + number, (tmp_path / "log").read_text()
+    assert committed(tmp_path, ACCUMULATION) == progress.get(Progress.DONE)
+
+
+def test_the_second_signal_ends_at_once_and_loses_nothing_that_was_committed(
+    world: World, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    progress = Progress()
+
+    def body() -> None:
+        made = world.trainer(tmp_path)
+        made._stop_if_asked = lambda *_: None  # type: ignore[method-assign] # stuck: never looks
+        world.train(made, progress)
+
+    child = fork(body)
+    while progress.get(Progress.COMMITTED) < 6:
+        time.sleep(0.002)
+    os.killpg(child, signal.SIGINT)
+    time.sleep(0.02)
+    started = time.monotonic()
+    os.killpg(child, signal.SIGINT)
+    assert wait(child, 10) == 130
+    assert time.monotonic() - started < 2
+    assert committed(tmp_path, ACCUMULATION) >= progress.get(Progress.COMMITTED)
+    assert wait(fork(lambda: world.train(world.trainer(tmp_path), progress))) == 0
+    assert end_state(tmp_path) == expected
+
+
+def test_an_exit_that_native_code_turned_into_another_error_is_still_the_exit() -> None:
+    """A handler's SystemExit within safetensors came out as its ValueError, and the code was 1."""
+    with pytest.raises(SystemExit) as stopped, stop_on_signals() as request:  # noqa: PT012
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert request.idle
+        raise ValueError("could not determine the shape")
+    assert stopped.value.code == 143
+    with pytest.raises(ValueError, match="another"), stop_on_signals():
+        raise ValueError("another")
+    assert isinstance(request, StopRequest)
+
+
+def test_what_killed_savers_left_is_cleared_and_a_replaced_checkpoint_comes_back(
+    world: World, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    shutil.copytree(world.folder / "whole", tmp_path / "run")
+    newest = list_checkpoints(tmp_path / "run")[0]
+    for name in (".partial-checkpoint-3-1-77", ".partial-checkpoint-10-78"):
+        (tmp_path / "run" / name).mkdir()
+    (tmp_path / "run" / "run" / ".partial-log.jsonl-abc").touch()
+    # killed between the two renames that replace it
+    newest.rename(newest.with_name(f".partial-{newest.name}-old-79"))
+    recover_checkpoints(tmp_path / "run")
+    assert list_checkpoints(tmp_path / "run")[0] == newest
+    assert wait(fork(lambda: world.trainer(tmp_path / "run").train("auto"))) == 0
+    assert leftovers(tmp_path / "run") == []
+    assert end_state(tmp_path / "run") == expected
