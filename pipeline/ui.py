@@ -60,7 +60,12 @@ def server_command(uri: str, artifacts: str, port: int) -> list[str]:
 
 def server_environment() -> dict[str, str]:
     """What to set for the server."""
-    return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # by default MLflow answers the names of private networks too (10.*, 192.168.*)
+        "MLFLOW_SERVER_ALLOWED_HOSTS": "127.0.0.1,127.0.0.1:*,localhost,localhost:*",
+    }
 
 
 def free_port(first: int, tries: int = 20) -> int:

@@ -13,7 +13,9 @@ from tests.data.test_raw import BUILD
 from tests.test_layers import ROOT
 
 _GIB = 2**30
-_BUILD = BUILD.replace("train_file=sys.argv[1]", "train_file=sys.argv[1], validation_file=sys.argv[3]")
+_BUILD = BUILD.replace("sys.argv[1]", "sys.argv[1], validation_file=sys.argv[3]")
+_MOST_STAGE_MIB = 400
+"""Of the whole process; documents are cut at 16 MiB by default, and a few are in memory at once."""
 
 
 def run(folder: Path, scale: float) -> Report:
@@ -35,7 +37,7 @@ def run(folder: Path, scale: float) -> Report:
     report.require(done.returncode == 0, done.stderr[-200:])
     stage = int(done.stdout or 0)
     report.counters["document_download_stage_peak_mib"] = stage
-    report.require(stage < 250, f"the first stage took {stage} MiB in all")
+    report.require(stage < _MOST_STAGE_MIB, f"the first stage took {stage} MiB in all")
     (folder / "big.txt").unlink()
     with open(folder / "long.jsonl", "wb") as file:
         file.write(b'{"text": "' + b"x" * (30 * 2**20) + b'"}\n{"text": "')
