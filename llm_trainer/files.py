@@ -113,19 +113,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(
-    path: str | os.PathLike[str], before_commit: Callable[[Path], None] | None = None
+    path: str | os.PathLike[str],
+    before_commit: Callable[[Path], None] | None = None,
+    needed: int | None = None,
 ) -> Iterator[Path]:
     """Yield an empty temporary directory; on success sync all of it and rename it to `path`.
 
     An existing `path` is replaced. Left-overs of earlier killed writers of the same `path` are
     removed first; hold a lock where two writers are possible. `before_commit` runs on the
-    temporary directory after the body and before the sync (to write a manifest, say).
+    temporary directory after the body and before the sync (to write a manifest, say); `needed` is
+    about how many bytes it takes, for the message if there are not so many.
 
     Raises:
         LLMTrainerError: the disk is full or the place cannot be written; names path and reason.
     """
     target = Path(path)
-    with _writable(target):
+    with _writable(target, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_partial(target)
         temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
@@ -174,18 +177,22 @@ def _replace_directory(temporary: Path, target: Path) -> None:
 
 
 @contextmanager
-def _writable(target: Path) -> Iterator[None]:
+def _writable(target: Path, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if any(map(is_partial, target.parent.parts)):
+            raise  # the writer of the whole directory tells its name, and what it needs
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = target.parent
             while not place.exists():
                 place = place.parent
             free = shutil.disk_usage(place).free
+            wanted = f"about {needed:,} bytes needed, " if needed else ""
             raise LLMTrainerError(
-                f"{target}: no space left while writing ({error.strerror}; {free:,} bytes free in "
-                f"{place}); free some space and give the same command again, nothing was lost"
+                f"{target}: no space left while writing ({error.strerror}; {wanted}{free:,} bytes "
+                f"free in {place}); free some space and give the same command again, nothing was "
+                f"lost"
             ) from error
         if error.errno in _NOT_WRITABLE:
             raise LLMTrainerError(

@@ -200,8 +200,8 @@ for write in ("file", "directory"):
         if write == "file":
             write_text(target / "file", "x" * 10_000)
         else:
-            with atomic_directory(target / "directory") as directory:
-                (directory / "a").write_text("x" * 10_000)
+            with atomic_directory(target / "directory", needed=10_000) as directory:
+                write_text(directory / "a", "x" * 10_000)
     except LLMTrainerError as error:
         print(error)
 """
@@ -219,6 +219,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all("no space left while writing" in x for x in done.stdout.splitlines())
     assert all("bytes free in" in x for x in done.stdout.splitlines())
+    assert "about 10,000 bytes needed" in done.stdout
     assert (tmp_path / "file").read_text() == "old"
     assert (tmp_path / "directory" / "a").read_text() == "old"
     assert names(tmp_path) == ["directory", "file"]

@@ -87,9 +87,14 @@ def save_checkpoint(
         LLMTrainerError: no space or no permission; older checkpoints are untouched.
     """
     path = directory / checkpoint_name(state)
-    with atomic_directory(path) as temporary:
+    moments = optimizer_tensors(model, optimizer)
+    parts = 2 if state.micro_step else 1  # gradients are as large as the weights
+    needed = sum(t.nbytes for t in moments.values()) + parts * sum(
+        p.nbytes for p in model.parameters()
+    )
+    with atomic_directory(path, needed=needed) as temporary:
         write_model_files(model, temporary / "model")
-        write_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+        write_tensors(temporary / "optimizer.safetensors", moments)
         write_tensors(temporary / "history.safetensors", {"history": state.history_tensor()})
         if state.micro_step:
             gradients = {
