@@ -64,7 +64,7 @@ class World:
         texts = [f"def add_{n}(left, right):\n    return left + {n}\n" for n in range(60)]
         self.folder = folder
         self.tokenizer = BPETokenizer()
-        self.tokenizer.train(texts, vocab_size=300)
+        self.tokenizer.train(texts, vocab_size=270)
         self.rows = LanguageModelingDataset(texts, self.tokenizer, max_length=16)
         self.settings = settings
         # what torch imports at a first step costs a second, which each child would pay again
