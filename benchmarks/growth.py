@@ -2,7 +2,7 @@
 
 Against parameters and context (training steps), corpus size (packing) and number of shards
 (opening and reading). Each point is a process of its own, so that its peak memory is its own.
-Writes benchmarks/growth.json and docs/images/growth.svg; takes about ten minutes.
+Writes benchmarks/growth.json and docs/images/growth.svg; takes a few minutes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from llm_trainer.utils.machine import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "growth.json"
 PICTURE = ROOT / "docs" / "images" / "growth.svg"
-SIZES = ((128, 2), (192, 4), (256, 6), (384, 8), (512, 10))
+SIZES = ((128, 2), (192, 4), (256, 6), (384, 8))
 """Width and layers of the models."""
 CONTEXTS = (128, 256, 512, 1024, 2048)
 TOKENS_PER_STEP = 4096
-MEGABYTES = (10, 40, 160, 640)
+MEGABYTES = (10, 40, 160)
 SHARDS = (1, 8, 64, 512)
 ROUNDS = 3
 
