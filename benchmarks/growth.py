@@ -71,7 +71,7 @@ def exponent(points: Sequence[Point], x: str, y: str) -> float:
     logs = [(math.log(p[x]), math.log(p[y])) for p in points]
     mean_x, mean_y = (sum(values) / len(logs) for values in zip(*logs, strict=True))
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in logs)
-    return covariance / sum((a - mean_x) ** 2 for a, _ in logs)
+    return float(covariance / sum((a - mean_x) ** 2 for a, _ in logs))
 
 
 def _step(width: int, layers: int, context: int) -> Point:

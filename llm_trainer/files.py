@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, digests, manifests, locks.
+"""Files that are either whole or absent: atomic writes, manifests, locks.
 
 Everything the project writes goes through here. A file or directory is written under a temporary
 name beside its final one, synced, and renamed, so a process killed at any moment leaves the old
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.digests import canonical_json as canonical_json
+from llm_trainer.digests import digest_json as digest_json
+from llm_trainer.digests import sha256_bytes as sha256_bytes
+from llm_trainer.digests import sha256_file as sha256_file
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError, LockHeldError
 from llm_trainer.json_file import MAX_JSON_BYTES as MAX_JSON_BYTES
 from llm_trainer.json_file import read_json as read_json
@@ -32,32 +35,6 @@ _TEMPORARY_PREFIX = ".partial-"
 _NOT_WRITABLE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
 )  # fmt: skip
-
-
-# --------------------------------------------------------------------------- digests
-
-
-def sha256_bytes(data: bytes) -> str:
-    """Hex sha256 of `data`."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Hex sha256 of a file's bytes, read in bounded memory."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def canonical_json(value: Any) -> str:
-    """The one JSON spelling of `value`: sorted keys, no spaces, no NaN. Used for digests."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def digest_json(value: Any) -> str:
-    """Hex sha256 of the canonical JSON of `value`."""
-    return sha256_bytes(canonical_json(value).encode("utf-8"))
 
 
 # --------------------------------------------------------------------------- writing

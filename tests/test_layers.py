@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[1]
 ROOMS: dict[str, set[str]] = {
     # room -> rooms it may import from, beside itself
     "exceptions": set(),
-    "json_file": {"exceptions"},  # which `files` shows as its own
-    "files": {"json_file", "exceptions"},
+    "json_file": {"exceptions"},  # which, like digests, `files` shows as its own
+    "digests": set(),
+    "files": {"json_file", "digests", "exceptions"},
     "config": {"files", "exceptions"},
     "models": {"config", "files", "exceptions"},
     "text": {"config", "files", "exceptions"},

@@ -319,7 +319,8 @@ def _locate(
     table = np.array(places, np.int64).reshape(-1, 5)  # (batches, columns), bytes
     if (table % sizes).any():
         raise IntegrityError(f"{path}: values are not aligned to their size; {REMEDY}")
-    return _Columns(*(table // sizes).T, np.array(pieces, np.int64))
+    ids, lengths, offsets, documents, starts = (table // sizes).T
+    return _Columns(ids, lengths, offsets, documents, starts, np.array(pieces, np.int64))
 
 
 def _address(array: pa.Array) -> int:

@@ -3,7 +3,8 @@
 How: a batch of texts is cut into words by array operations (`words`), Arrow numbers the different
 ones, and those that were not met before are merged by `tiktoken`; the rest is copying of ids. Text
 repeats its words so much that merging is a small part of the work, where it is most of it without.
-Price: the words met are kept, up to 100 MB of them, and about 60 bytes a character of the batch.
+Price: the words met are kept, up to the limits below, beside the arrays of a batch: 229 MB a
+process in packing, whatever the corpus (docs/performance.md).
 """
 
 from __future__ import annotations
