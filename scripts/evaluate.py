@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works without an
 from llm_trainer.config import Experiment
 from llm_trainer.config.experiment import experiment_from_dict
 from llm_trainer.config.loader import read_config_file
+from llm_trainer.config.model import MAX_LENGTH
 from llm_trainer.exceptions import ConfigurationError, LLMTrainerError
 from llm_trainer.files import write_json
 from pipeline.stage import run_stage
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("evaluate")
 
-LONGEST = 2**31 - 1
+LONGEST = MAX_LENGTH
 """Stands for a length that is not given."""
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 

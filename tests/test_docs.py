@@ -43,7 +43,7 @@ def prose(path: Path) -> str:
 def commands(path: Path) -> Iterator[list[str]]:
     """The commands of the shell blocks, in words, and those in the text that look like one."""
     for block in blocks(path, "bash"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words:
                 yield words

@@ -136,8 +136,9 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(folder: Path, delay: float
     (folder / "data/packed").mkdir()
     (folder / "data/packed/old").touch()
     shutil.rmtree(folder / "data/raw")
-    text = random_text(random.Random(1), 20_000)
-    write_raw(folder / "data/raw", (text for _ in range(60)), group_bytes=2**18)
+    rng = random.Random(1)  # no word comes twice, so that none is at hand already
+    texts = (rng.randbytes(60_000).hex(" ", 4) for _ in range(120))
+    write_raw(folder / "data/raw", texts, group_bytes=2**18)
     write_params(folder, num_workers=2)
     process = start(folder)
     while not any(is_partial(name) for name in os.listdir(folder / "data")):
@@ -155,9 +156,10 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(folder: Path, delay: float
 
 def test_a_killed_stage_leaves_the_old_output_and_no_workers(folder: Path) -> None:
     """SIGKILL to the parent alone: its workers notice and go."""
-    text = random_text(random.Random(1), 20_000)
+    rng = random.Random(1)
+    texts = (rng.randbytes(60_000).hex(" ", 4) for _ in range(30))
     shutil.rmtree(folder / "data/raw")
-    write_raw(folder / "data/raw", (text for _ in range(25)), group_bytes=2**18)
+    write_raw(folder / "data/raw", texts, group_bytes=2**18)
     write_params(folder, num_workers=2)
     process = start(folder)
     while not any(is_partial(name) for name in os.listdir(folder / "data")):
