@@ -20,7 +20,7 @@ import yaml
 from llm_trainer.data.shards import PackedRows
 from llm_trainer.files import is_partial
 from llm_trainer.tokenizer.bpe import BPETokenizer
-from tests.data.raw_corpora import random_text, random_texts, write_raw
+from tests.data.raw_corpora import random_texts, write_raw
 from tests.test_layers import ROOT
 
 
