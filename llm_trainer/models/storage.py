@@ -32,6 +32,7 @@ from llm_trainer.files import (
     write_json,
     write_manifest,
 )
+from llm_trainer.models.outline import outline
 
 if TYPE_CHECKING:
     from llm_trainer.models.transformer import TransformerLM
@@ -181,8 +182,8 @@ def _check_weights(cls: type[M], config: ModelConfig, path: Path) -> None:
             f"{path}: does not fit the configuration: {len(shapes):,} tensors cannot be "
             f"{config.n_layers:,} layers"
         )
-    with torch.device("meta"):  # shapes without memory
-        _refuse_misfits(cls(config), {name: tuple(shape) for name, shape in shapes.items()}, path)
+    stored = {name: tuple(shape) for name, shape in shapes.items()}
+    _refuse_misfits(outline(cls, config), stored, path)
 
 
 def load_weights(model: TransformerLM, path: Path) -> None:
