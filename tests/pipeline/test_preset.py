@@ -67,6 +67,16 @@ def test_a_preset_says_what_it_is(name: str) -> None:
     assert len(describe(name, CONFIGS)) > 40
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_ends_in_a_space(name: str, params: Path) -> None:
+    """Words carry the space before them: a space alone is seldom followed by one."""
+    apply_preset(name, params, CONFIGS)
+    loaded = load_experiment(params)
+    prompts = loaded.training.sample_prompts + loaded.evaluation.prompts
+    assert prompts
+    assert [prompt for prompt in prompts if prompt != prompt.rstrip()] == []
+
+
 def test_every_key_of_params_yaml_has_a_comment() -> None:
     for line in (ROOT / "params.yaml").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
