@@ -110,7 +110,7 @@ def test_comments_and_layout_of_the_user_stay(params: Path) -> None:
     after = params.read_text()
     assert "\n# my own note\n\nmodel:" in after
     assert load_experiment(params).tokenizer.vocab_size == 512
-    assert load_experiment(params).training.sample_prompts == ["def "]
+    assert load_experiment(params).training.sample_prompts == ["def __init__(self"]
     # a comment behind a value keeps its column
     assert {line.index("# ") for line in after.splitlines() if line.startswith("  vocab")} == {39}
 
