@@ -135,9 +135,14 @@ class TrainingConfig(Config):
     """Rank of this process on its machine; -1 means no launcher."""
 
     @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches per optimizer step over all processes."""
+        return self.gradient_accumulation_steps * self.world_size
+
+    @property
     def effective_batch_size(self) -> int:
         """Rows per optimizer step over all processes."""
-        return self.batch_size * self.gradient_accumulation_steps * self.world_size
+        return self.batch_size * self.micro_batches_per_step
 
     @property
     def warmup_is_explicit(self) -> bool:

@@ -12,6 +12,9 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a training to stop."""
+
 
 class StopRequest:
     """Set by the first signal; the training loop looks at it after each micro-batch.
@@ -59,8 +62,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request.receive) for number in numbers}
+    before = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
     try:
         yield request
     except Exception as error:

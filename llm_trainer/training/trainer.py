@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,11 +34,12 @@ from llm_trainer.training.execution import (
 )
 from llm_trainer.training.non_finite import NonFinite
 from llm_trainer.training.optimizer import optimizer_from_config, set_learning_rates
+from llm_trainer.training.parallel import make_parallel
 from llm_trainer.training.reporting import Reporter, TrackingOptions, sample_texts
 from llm_trainer.training.result import TrainingResult as TrainingResult
 from llm_trainer.training.scheduler import clamp_warmup, resolve_warmup, schedule
 from llm_trainer.training.seeds import sub_seed
-from llm_trainer.training.signals import StopRequest, stop_on_signals
+from llm_trainer.training.signals import STOP_SIGNALS, StopRequest, stop_on_signals
 from llm_trainer.training.silent import SilentReporter
 from llm_trainer.training.state import TrainerState
 from llm_trainer.training.trainer_base import TrainerBase
@@ -111,11 +114,12 @@ class Trainer(TrainerBase):
         """
         check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
-        with hold_lock(directory / "lock", "train"), stop_on_signals() as stop:
+        with self._locked(directory), stop_on_signals() as stop:
             self._set_up(stop)
             with deterministic_algorithms(self.execution.deterministic), self._stream.workers():
                 self._resume(directory, resume_from_checkpoint, allow_changes)
-                self._report = Reporter.open(self, resumed=self.state.step or None)
+                if self.world.is_main:
+                    self._report = Reporter.open(self, resumed=self.state.step or None)
                 try:
                     while self.state.step < self.total_steps:
                         self._train_epoch()
@@ -140,10 +144,11 @@ class Trainer(TrainerBase):
         while self.state.step < end:
             started = time.monotonic()
             batches = [self._stream.load(n) for n in self._micro_batches()]
-            targets = sum(batch.num_targets for batch in batches)
+            targets = self._agree(sum(batch.num_targets for batch in batches))
             for batch in batches[self.state.micro_step :]:
                 self._accumulate(batch, targets)
-                self._stop_if_asked(started)
+                if self.world.size == 1:  # several stop together, between steps
+                    self._stop_if_asked(started)
             self._optimizer_step(targets)
             self.state.seconds += time.monotonic() - started
             self._log()
@@ -157,10 +162,20 @@ class Trainer(TrainerBase):
             self._evaluate()
 
     def _micro_batches(self) -> range:
-        """Numbers of the micro-batches of the present step."""
-        accumulation = self.config.gradient_accumulation_steps
-        first = self.state.step * accumulation
-        return range(first, first + accumulation)
+        """Numbers of this rank's micro-batches of the present step."""
+        return self._parallel.micro_batches(self.state.step)
+
+    def _agree(self, targets: int) -> int:
+        """The targets of the step over all ranks; all stop here if a signal came to any."""
+        if self.world.size == 1:
+            return targets
+        total, *signals = self.world.sum(
+            targets, *(self._stop.signal == number for number in STOP_SIGNALS)
+        )
+        if any(signals):
+            self._stop.signal = next(n for n, s in zip(STOP_SIGNALS, signals, strict=True) if s)
+            self._stop_if_asked(time.monotonic())
+        return total
 
     def _accumulate(self, batch: Any, targets: int) -> None:
         """Forward and backward of one micro-batch into the gradients."""
@@ -169,17 +184,18 @@ class Trainer(TrainerBase):
             # keyed by the micro-batch, so that dropout does not depend on what ran before
             torch.manual_seed(sub_seed(self.config.seed, "dropout", number))
         batch = batch.to(self.device)
-        loss = self._loss(batch.input_ids, batch.labels, batch.segments)
-        self._scaler.scale(loss / max(targets, 1)).backward()
+        with self._parallel.micro_batch(last=number == self._micro_batches()[-1]):
+            loss = self._parallel.loss(batch.input_ids, batch.labels, batch.segments)
+            self._scaler.scale(loss / max(targets, 1)).backward()
         self._pending.append(loss.detach())
-        self.state.tokens += batch.input_ids.numel()
+        self.state.tokens += batch.input_ids.numel() * self.world.size
         self.state.micro_step += 1
         self._stop.idle = False
 
     def _settle(self) -> None:
         """Add the losses of the micro-batches to the state: the one wait for the device a step."""
-        for loss in self._pending:
-            self.state.partial_loss += float(loss)
+        for loss in self._parallel.in_order([float(loss) for loss in self._pending]):
+            self.state.partial_loss += loss
         self._pending.clear()
 
     def _optimizer_step(self, targets: int) -> None:
@@ -265,13 +281,17 @@ class Trainer(TrainerBase):
         self._settle()
         self._report.flush()
         directory = Path(self.config.checkpoint_dir)
-        path = checkpoints.save_checkpoint(
-            directory, self.model, self.optimizer, self.state,
-            identity=self._identity(), environment=self.execution.environment(),
-            scaler=self._scaler.state_dict() or None,
-        )  # fmt: skip
-        checkpoints.prune_checkpoints(directory, self.config.save_total_limit)
-        return path
+
+        def save() -> str:
+            path = checkpoints.save_checkpoint(
+                directory, self.model, self.optimizer, self.state,
+                identity=self._identity(), environment=self.execution.environment(),
+                scaler=self._scaler.state_dict() or None,
+            )  # fmt: skip
+            checkpoints.prune_checkpoints(directory, self.config.save_total_limit)
+            return str(path)
+
+        return Path(self.world.first(save))
 
     def _finish(self) -> TrainingResult:
         """Evaluate, commit the last checkpoint, close the trackers."""
@@ -307,7 +327,7 @@ class Trainer(TrainerBase):
         )
         compiled_cpu = self.execution.compiled and self.device.type == "cpu"
         self.model.set_attention_kernel("masked" if compiled_cpu else "sdpa")
-        self._loss = self.execution.loss_function(self.model)
+        self._parallel = make_parallel(self.model, self.config, self.execution, self.world)
         model = self.model.config
         self._pending: list[Tensor] = []
         self._drops = model.dropout > 0 or model.attention_dropout > 0
@@ -320,19 +340,24 @@ class Trainer(TrainerBase):
 
     def _resume(self, directory: Path, resume_from: str | Path | None, allow_changes: bool) -> None:
         """Continue a checkpoint, or start afresh with earlier checkpoints moved aside."""
-        found = None
-        checkpoints.recover_checkpoints(directory)
-        if resume_from == "auto":
-            found = checkpoints.newest_checkpoint(directory)
-        elif resume_from is not None:
-            found = checkpoints.read_checkpoint(Path(resume_from))
-        elif checkpoints.list_checkpoints(directory):
-            aside = checkpoints.move_aside(directory)
-            logger.warning("checkpoints of an earlier run in %s were moved to %s", directory, aside)
-        if found is None:
+
+        def find() -> str | None:
+            checkpoints.recover_checkpoints(directory)
+            if resume_from == "auto":
+                found = checkpoints.newest_checkpoint(directory)
+                return None if found is None else str(found.path)
+            if resume_from is None and checkpoints.list_checkpoints(directory):
+                aside = checkpoints.move_aside(directory)
+                logger.warning(
+                    "checkpoints of an earlier run in %s were moved to %s", directory, aside
+                )
+            return None if resume_from is None else str(resume_from)
+
+        path = self.world.first(find)
+        if path is None:
             self.state = TrainerState()
         else:
-            self._continue(found, allow_changes)
+            self._continue(checkpoints.read_checkpoint(Path(path)), allow_changes)
 
     def _load_checkpoint(
         self, checkpoint_path: str | Path | None = None, *, allow_changes: bool = False
@@ -378,6 +403,17 @@ class Trainer(TrainerBase):
             self._scaler.load_state_dict(found.scaler)
         self.state = found.state
         logger.info("resuming from %s", found.path)
+
+    @contextmanager
+    def _locked(self, directory: Path) -> Iterator[None]:
+        """Hold the lock of the checkpoint directory, which is rank 0's to hold for all."""
+        with ExitStack() as held:
+
+            def lock() -> None:
+                held.enter_context(hold_lock(directory / "lock", "train"))
+
+            self.world.first(lock)
+            yield
 
     def _identity(self) -> dict[str, Any]:
         """What makes this run itself: two runs with equal identities have equal results."""

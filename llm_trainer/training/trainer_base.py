@@ -22,6 +22,7 @@ from llm_trainer.exceptions import ConfigurationError, GenerationError, Training
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.batches import RowSource, num_rows
 from llm_trainer.training.compatibility import check_fit, check_request, check_same_model
+from llm_trainer.training.distributed import check_world, connect
 from llm_trainer.training.evaluation import Evaluator
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.result import TrainingResult
@@ -52,6 +53,8 @@ class TrainerBase(ABC):
             instance("tracking", tracking, TrackingOptions, none=True),
         )
         config.validate()
+        self.world = connect()
+        check_world(config, self.world)
         check_fit(model, tokenizer, train_dataset, eval_dataset)
         self.config = config
         self.device = get_device("auto" if device is None else device)
