@@ -37,6 +37,7 @@ from pipeline.train import train_metrics  # noqa: E402
 if TYPE_CHECKING:
     import torch
 
+    from llm_trainer.config import ModelConfig
     from llm_trainer.training.inputs import RunInputs
     from llm_trainer.utils.planning import Plan
 
@@ -72,7 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--plan", action="store_true",
         help="print parameters, steps, memory and time of the run, and train nothing; the data is "
-        "prepared only if the number of steps depends on it",
+        "prepared only if the number of steps depends on it; exit code 2 if it cannot fit",
+    )  # fmt: skip
+    add(
+        "--plan-for", metavar="HARDWARE",
+        help="the plan for other hardware, such as h100:64, or with overrides "
+        "h100:64,gpus_per_node=4,inter_gb_s=50 (also intra_gb_s, memory_gb, price_hour, "
+        "matmul_share)",
     )  # fmt: skip
     add(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
@@ -142,8 +149,9 @@ def train(arguments: argparse.Namespace) -> None:
     check_backends(report_to)
     check_replaceable(places.output)
     retrain = arguments.force_retrain_tokenizer
-    if arguments.plan:
-        print(make_plan(settings, places, device, retrain=retrain).render())
+    planning = arguments.plan or arguments.plan_for is not None
+    if planning:
+        show_plan(settings, places, device, arguments.plan_for, retrain=retrain)
         return
     inputs = prepare_inputs(settings, places.data, places.output, retrain_tokenizer=retrain)
     run(settings, places, inputs, device, resume=resume)
@@ -192,15 +200,45 @@ def run(
     print(summary(places.output, metrics))
 
 
-def make_plan(
-    settings: RunSettings, places: Places, device: torch.device, *, retrain: bool
-) -> Plan:
-    """The plan of the run; the data is made only if the number of steps depends on it."""
-    from llm_trainer.data.prepare import PreparedSize, find_prepared
-    from llm_trainer.training.execution import product_dtype
-    from llm_trainer.training.inputs import prepare_inputs
+def show_plan(
+    settings: RunSettings, places: Places, device: torch.device, hardware: str | None, *,
+    retrain: bool,
+) -> None:  # fmt: skip
+    """Print the plan of the run on this machine, or on `hardware`.
+
+    Raises:
+        ConfigurationError: it cannot fit there; the message names what would.
+    """
+    from llm_trainer.training.distributed import launched
+    from llm_trainer.training.execution import COMPILE_REPAYS_FLOPS, product_dtype
+    from llm_trainer.utils.hardware import parse_cluster
     from llm_trainer.utils.machine import matmul_peak
-    from llm_trainer.utils.planning import PROCESS_BYTES, training_plan
+    from llm_trainer.utils.present import present_cluster
+    from llm_trainer.utils.scale_plan import plan_scale
+
+    model, plan = make_plan(settings, places, retrain=retrain)
+    if hardware:
+        cluster, repays = parse_cluster(hardware), COMPILE_REPAYS_FLOPS["cuda"]
+    else:
+        world = launched(os.environ)
+        peak = matmul_peak(device, product_dtype(settings.training, device))
+        cluster = present_cluster(device, peak, world.size, world.local_size)
+        repays = COMPILE_REPAYS_FLOPS.get(device.type, float("inf"))
+    compiled = settings.training.compile_model
+    scale = plan_scale(
+        model, settings.training, cluster, plan.row_length, plan.steps,
+        fused=plan.total_flops >= repays if compiled == "auto" else compiled,
+    )  # fmt: skip
+    print(f"{plan.render(brief=True)}\n\n" + "\n".join(scale.lines()))
+    if not scale.fits:
+        raise ConfigurationError(scale.complaint())
+
+
+def make_plan(settings: RunSettings, places: Places, *, retrain: bool) -> tuple[ModelConfig, Plan]:
+    """Model and plan of the run; the data is made only if the number of steps depends on it."""
+    from llm_trainer.data.prepare import PreparedSize, find_prepared
+    from llm_trainer.training.inputs import prepare_inputs
+    from llm_trainer.utils.planning import training_plan
 
     size = find_prepared(settings.source, settings.tokenizer, settings.packing, places.data)
     if size is None and settings.training.max_steps is None:
@@ -208,12 +246,9 @@ def make_plan(
         inputs = prepare_inputs(settings, places.data, places.output, retrain_tokenizer=retrain)
         size = PreparedSize(len(inputs.rows), inputs.tokenizer.vocab_size)
     vocab_size = size.vocab_size if size else settings.tokenizer.vocab_size
-    return training_plan(
-        replace(settings.model, vocab_size=vocab_size), settings.training,
-        size.num_rows if size else None, settings.packing.max_length,
-        matmul_peak(device, product_dtype(settings.training, device)),
-        process=PROCESS_BYTES if device.type == "cpu" else 0,
-    )  # fmt: skip
+    model = replace(settings.model, vocab_size=vocab_size)
+    rows, length = size.num_rows if size else None, settings.packing.max_length
+    return model, training_plan(model, settings.training, rows, length)
 
 
 def continuing(command: Sequence[str]) -> str:
