@@ -28,6 +28,7 @@ from llm_trainer.files import (
     sha256_file,
     write_json,
 )
+from llm_trainer.models.outline import outline
 from llm_trainer.models.storage import (
     CONFIG_NAME,
     TOKENIZER_FOLDER,
@@ -172,8 +173,7 @@ def _check_tensors(
             f"{where}: {len(tensors):,} tensors cannot be {config.n_layers:,} layers, as "
             f"{CONFIG_NAME} says"
         )
-    with torch.device("meta"):  # shapes without memory
-        ours = TransformerLM(config).state_dict()
+    ours = outline(TransformerLM, config).state_dict()
     expected = {n: tuple(t.shape) for n, t in layout.to_tensors(config, ours, values)}
     shapes = tensors.stored.shapes()
     found = {name: shapes[stored] for name, stored in tensors.names.items()}

@@ -37,8 +37,15 @@ class RMSNorm(nn.Module):
         return (wide * scale * self.weight).to(x.dtype)
 
 
+def without_values() -> bool:
+    """Whether tensors are being made for their shapes alone; see `outline`."""
+    return torch.get_default_device().type == "meta"
+
+
 def rope_tables(length: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (length, d_head / 2), float32."""
+    if without_values():
+        return torch.empty(length, d_head // 2), torch.empty(length, d_head // 2)
     frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
     angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
     return angle.cos(), angle.sin()
@@ -56,6 +63,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def sinusoidal_table(length: int, width: int) -> Tensor:
     """Fixed sinusoidal positions (Vaswani et al. 2017, section 3.5), (length, width)."""
+    if without_values():
+        return torch.empty(length, width)
     position = torch.arange(length, dtype=torch.float32)[:, None]
     pairs = torch.arange(0, width, 2, dtype=torch.float32)
     angle = position * torch.exp(-math.log(10000.0) * pairs / width)

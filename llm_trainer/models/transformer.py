@@ -104,7 +104,8 @@ class TransformerLM(nn.Module):
         elif kind == "sinusoidal":
             table = sinusoidal_table(config.max_seq_len, config.d_model)
             self.register_buffer("position_table", table, persistent=False)
-        self.initialize()
+        if not self.head.weight.is_meta:
+            self.initialize()
 
     # ------------------------------------------------------------------ initialisation
 
