@@ -19,11 +19,13 @@ from llm_trainer.data.shards import PackedRows
 from llm_trainer.models.storage import TOKENIZER_FOLDER, save_model
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
+from llm_trainer.training.distributed import connect
 from llm_trainer.training.fingerprint import result_params, run_fingerprint
 from llm_trainer.training.lineage import write_lineage
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.seeds import sub_seed
 from llm_trainer.training.trainer import Trainer
+from llm_trainer.utils.memory_check import check_memory
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,16 @@ def make_trainer(
     device: torch.device,
     tracking: TrackingOptions,
 ) -> Trainer:
-    """A trainer of a fresh model, whose weights depend on `config.seed` alone."""
+    """A trainer of a fresh model, whose weights depend on `config.seed` alone.
+
+    Raises:
+        TrainingError: it cannot fit in the memory here; said before the model is made.
+    """
+    world = connect()
+    check_memory(
+        model_config, config, rows.row_length, device, ranks=world.size,
+        per_node=world.local_size, warn=False,
+    )  # fmt: skip
     torch.manual_seed(sub_seed(config.seed, "initialisation"))
     model = TransformerLM(model_config)
     return Trainer(model, tokenizer, config, rows, validation, device=device, tracking=tracking)

@@ -27,6 +27,7 @@ from llm_trainer.training.evaluation import Evaluator
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.result import TrainingResult
 from llm_trainer.training.utils import get_device
+from llm_trainer.utils.memory_check import check_memory
 from llm_trainer.utils.planning import PROCESS_BYTES, Plan, training_plan
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class TrainerBase(ABC):
         self.tokenizer = tokenizer
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
+        self._is_planned = False
         self.tracking = tracking or TrackingOptions.beside(Path(config.checkpoint_dir))
         model.tokenizer_digest = tokenizer.digest
 
@@ -190,12 +192,21 @@ class TrainerBase(ABC):
         save_model(self.model, Path(save_path), add_tokenizer)
 
     def plan(self, peak_flops: float | None = None) -> Plan:
-        """What the run will take; `peak_flops` is the machine's matmul peak, for the time."""
+        """What the run will take; `peak_flops` is the machine's matmul peak, for the time.
+
+        Raises:
+            TrainingError: it cannot fit in the memory here.
+        """
         dataset = self._require_data()
         row_length = self.model.config.max_seq_len
         if isinstance(dataset, RowSource):
             row_length = dataset.row_length
         rows = num_rows(dataset)
+        check_memory(
+            self.model.config, self.config, row_length, self.device, ranks=self.world.size,
+            per_node=self.world.local_size, warn=self.world.is_main and not self._is_planned,
+        )  # fmt: skip
+        self._is_planned = True
         process = PROCESS_BYTES if self.device.type == "cpu" else 0
         return training_plan(
             self.model.config, self.config, rows, row_length, peak_flops, process=process

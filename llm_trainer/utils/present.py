@@ -58,6 +58,15 @@ def present_memory(device: torch.device) -> int:
     return total
 
 
+def present_swap(device: torch.device) -> int:
+    """Bytes of swap that stand behind the memory of a CPU; none behind a card's."""
+    if device.type == "cuda":
+        return 0
+    import psutil
+
+    return int(psutil.swap_memory().total)
+
+
 def present_cluster(
     device: torch.device, peak_flops: float, ranks: int = 1, per_node: int | None = None
 ) -> Cluster:
