@@ -4,10 +4,12 @@
     python scripts/train.py --config configs/model_config.yaml --output_dir ./output
     python scripts/train.py --config params.yaml --output_dir ./output --set training.max_steps=100
     python scripts/train.py --config configs/model_config.yaml --output_dir ./output --plan
+    torchrun --nproc_per_node=2 scripts/train.py --config params.yaml --output_dir ./output
 
 Text, tokenizer and rows are kept between runs and made again only if something that they depend on
 changed. The output directory holds the model, its tokenizer and its lineage, and nothing else; it
-is written as a whole at the end.
+is written as a whole at the end. Of several processes rank 0 prepares the data, speaks and writes;
+`runtime.launcher` starts them without `torchrun` on the command line.
 
 Exit codes: 0 done, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM (a checkpoint is saved,
 and the same command with `--resume_from_checkpoint auto` goes on).
@@ -31,8 +33,10 @@ sys.path.insert(0, str(ROOT))  # works without an installation
 from llm_trainer.exceptions import CheckpointError, ConfigurationError  # noqa: E402
 from llm_trainer.training.settings import RunSettings, read_settings  # noqa: E402
 from pipeline.dependencies import stage_modules  # noqa: E402
+from pipeline.launch import launch, wants_launch  # noqa: E402
 from pipeline.stage import main_checkout, run_stage  # noqa: E402
-from pipeline.train import train_metrics  # noqa: E402
+from pipeline.train import check_same_run, shown_plan, train_metrics  # noqa: E402
+from pipeline.worker import is_main, set_threads  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -134,26 +138,38 @@ def train(arguments: argparse.Namespace) -> None:
     resume = arguments.resume_from_checkpoint
     if resume not in (None, "auto") and not Path(resume).is_dir():
         raise CheckpointError(f"--resume_from_checkpoint: {resume}: no such directory")
+    planning = arguments.plan or arguments.plan_for is not None
+    if wants_launch(settings.runtime) and not planning:
+        launch(settings.runtime, settings.training, [__file__, *arguments.words])
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(places.cache / "inductor"))
-    import torch
-
     from llm_trainer.models.storage import check_replaceable
+    from llm_trainer.training.distributed import connect
     from llm_trainer.training.inputs import prepare_inputs
     from llm_trainer.training.tracking.factory import check_backends
     from llm_trainer.utils.device import get_device
 
     device = get_device(settings.runtime.device)
-    if settings.runtime.num_threads is not None:
-        torch.set_num_threads(settings.runtime.num_threads)
+    world = connect()
+    set_threads(settings.runtime.num_threads, world)
     report_to = (settings.runtime if settings.staged else settings.training).report_to
     check_backends(report_to)
     check_replaceable(places.output)
     retrain = arguments.force_retrain_tokenizer
-    planning = arguments.plan or arguments.plan_for is not None
     if planning:
         show_plan(settings, places, device, arguments.plan_for, retrain=retrain)
         return
-    inputs = prepare_inputs(settings, places.data, places.output, retrain_tokenizer=retrain)
+
+    def prepare(again: bool) -> RunInputs:
+        return prepare_inputs(settings, places.data, places.output, retrain_tokenizer=again)
+
+    if world.is_main:
+        prepared: list[RunInputs] = []
+        world.first(lambda: prepared.append(prepare(retrain)))
+        inputs = prepared[0]
+    else:
+        world.first(lambda: None)
+        inputs = prepare(False)  # it is there now
     run(settings, places, inputs, device, resume=resume)
 
 
@@ -166,11 +182,10 @@ def run(
     resume: str | None,
 ) -> None:
     """Print the plan, train, save."""
-    from llm_trainer.training.execution import product_dtype
+    from llm_trainer.training.distributed import connect
     from llm_trainer.training.fingerprint import code_digests
     from llm_trainer.training.runs import RunIdentity, make_trainer, with_runtime
     from llm_trainer.training.tracking import run_directory
-    from llm_trainer.utils.machine import matmul_peak
 
     tokenizer, rows, validation = inputs.tokenizer, inputs.rows, inputs.validation
     code = code_digests(stage_modules("train", ROOT), ROOT)
@@ -185,11 +200,15 @@ def run(
         root=main_checkout() if settings.staged else places.checkpoints,
         runtime=settings.runtime, params=settings.sections,
     )  # fmt: skip
+    world = connect()
+    check_same_run(world, identity)
     trainer = make_trainer(
         inputs.model, config, tokenizer, rows, validation, device=device, tracking=tracking
     )
-    plan = trainer.plan(matmul_peak(device, product_dtype(config, device)))
-    print(f"\nrun {identity.fingerprint[:8]} on {device}\n\n{plan.render()}\n", file=sys.stderr)
+    if not world.is_main:
+        trainer.train(resume)
+        return
+    plan = shown_plan(trainer, identity.fingerprint)
     try:
         result = trainer.train(resume)
     except SystemExit:
@@ -281,7 +300,9 @@ def summary(output: Path, metrics: Mapping[str, float | int | None]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and train; errors become exit codes."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
+    level = arguments.log_level.upper() if is_main() else "ERROR"
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         run_stage("train", lambda: train(arguments))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
