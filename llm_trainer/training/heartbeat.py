@@ -18,7 +18,7 @@ import time
 from datetime import timedelta
 from typing import NoReturn, Self
 
-from torch._C._distributed_c10d import DistError, Store, TCPStore
+from torch.distributed import DistError, Store, TCPStore
 
 BEAT = 2.0
 """Seconds between two looks."""
