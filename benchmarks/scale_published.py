@@ -166,7 +166,7 @@ def _others() -> list[Published]:
                   max_seq_len=2048, activation="relu2", qk_norm=True)  # fmt: skip
     small = _gpt2(d_model=768, n_heads=12, n_layers=12, d_ff=3072, bias=False)
     large = _gpt2(d_model=1600, n_heads=25, n_layers=48, d_ff=6400)
-    sharded = {"parallel": "fsdp", "gather_bytes": 2}
+    sharded: dict[str, Any] = {"parallel": "fsdp", "gather_bytes": 2}
     day = 86400
     selective = "selective activation checkpointing, counted as none"
     slower = f"{selective}; H100 of 500 W with 2.4 TB/s, counted as the usual one"

@@ -24,11 +24,11 @@ from llm_trainer.utils.memory import PROCESS_BYTES
 if TYPE_CHECKING:
     import torch
 
-CPU_MATMUL_SHARE = 0.7
-"""Share of the measured matmul peak that products reach within training."""
-CPU_BANDWIDTH = 20e9
+CPU_MATMUL_SHARE = 0.93
+"""Share of the measured matmul peak that products reach within training, measured by itself."""
+CPU_BANDWIDTH = 18e9
 """Bytes a second that kernels between the products move."""
-CPU_KERNEL_SECONDS = 160e-6
+CPU_KERNEL_SECONDS = 380e-6
 """Fixed cost of a kernel, forward and backward, on two threads."""
 CPU_LINK = 1e9
 """Bytes a second of gloo over loopback; assumed."""
@@ -79,14 +79,21 @@ def present_cluster(
     local = per_node or ranks
     if device.type == "cuda":
         return _cards(device, peak_flops, memory, ranks, local)
+    return cpu_cluster(peak_flops, memory, ranks, local, name=device.type)
+
+
+def cpu_cluster(
+    peak_flops: float, memory: int, ranks: int = 1, per_node: int = 1, name: str = "cpu"
+) -> Cluster:
+    """Processors of `peak_flops` and `memory` bytes, which `per_node` of `ranks` ranks share."""
     chip = Accelerator(
-        name=device.type, peak_flops=peak_flops / local, memory_bytes=memory // local,
-        memory_bandwidth=CPU_BANDWIDTH / local, matmul_share=CPU_MATMUL_SHARE,
-        reserved_bytes=PROCESS_BYTES, kernel_seconds=CPU_KERNEL_SECONDS,
-        launch_seconds=0.0,        fitted="eager steps of benchmarks/growth.json",
+        name=name, peak_flops=peak_flops / per_node, memory_bytes=memory // per_node,
+        memory_bandwidth=CPU_BANDWIDTH / per_node, matmul_share=CPU_MATMUL_SHARE,
+        reserved_bytes=PROCESS_BYTES, kernel_seconds=CPU_KERNEL_SECONDS, launch_seconds=0.0,
+        fitted="eager steps of benchmarks/growth.json",
     )  # fmt: skip
     link = Link(CPU_LINK, 50 * MICROSECOND)
-    return Cluster(chip, ranks, local, link, link)
+    return Cluster(chip, ranks, per_node, link, link)
 
 
 def _cards(device: torch.device, peak_flops: float, memory: int, ranks: int, local: int) -> Cluster:

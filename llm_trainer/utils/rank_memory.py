@@ -27,6 +27,9 @@ SLACK = 0.06
 CERTAIN_SHARE = 0.5
 """Share of the estimated activations and logits that counts as certain: a compiled step keeps less
 than the estimate, never less than half."""
+COMFORTABLE = 0.6
+"""Share of a device that weights, gradients and optimizer states may take for whole models on each
+rank; the rest is for activations."""
 CLOSE_SHARE = 0.9
 """Share of the memory from which a plan is said to be close."""
 
@@ -99,9 +102,9 @@ def rank_memory(job: Job, cluster: Cluster, *, momentum: float = 0.95) -> RankMe
     elif job.parallel == "ddp" and cluster.count > 1:
         gathered = 2 * 25 * 2.0**20  # DDP's buckets in flight; gradients are views into buckets
     if job.half and not (sharded and job.gather_bytes == HALF_BYTES):
-        activations += HALF_BYTES * (
-            count.multiplied if not sharded else 2 * block_parameters(job.model)
-        )
+        # autocast rounds each weight once and keeps the copy until the pass is over, whole also
+        # where the weight itself is a shard
+        activations += HALF_BYTES * count.multiplied
     states = FLOAT32_BYTES * count.total / shards
     optimizer = optimizer_bytes(count, job.optimizer, momentum) / shards
     logits = float(job.micro_tokens) * job.model.vocab_size * per_logit

@@ -19,7 +19,7 @@ from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.utils.fault_model import Saving, plan_saving
 from llm_trainer.utils.hardware import Cluster
 from llm_trainer.utils.planning import format_bytes, format_seconds
-from llm_trainer.utils.rank_memory import RankMemory, rank_memory, verdict
+from llm_trainer.utils.rank_memory import COMFORTABLE, RankMemory, rank_memory, verdict
 from llm_trainer.utils.step_model import Job, Parallel, StepTime, step_time
 
 Choice = Literal["auto", "none", "ddp", "fsdp", "hybrid"]
@@ -187,10 +187,12 @@ def plan_scale(
     job = Job(
         model, batch, row_length, accumulation, optimizer=training.optimizer,
         recompute=recompute or model.gradient_checkpointing, half=training.use_amp, fused=fused,
-        flash=not model.attention_dropout,
+        flash=not model.attention_dropout, sync_each=True, spread_optimizer=True,
     )  # fmt: skip
     chosen = choose_parallel(job, cluster) if parallel == "auto" else parallel
     job = replace(job, parallel="none" if cluster.count == 1 else chosen)
+    if job.parallel == "ddp":
+        job = replace(job, sync_each=False)
     memory = rank_memory(job, cluster, momentum=training.momentum)
     said = verdict(memory, cluster.accelerator)
     writers = cluster.num_nodes if job.parallel in ("fsdp", "hybrid") else 1
@@ -208,11 +210,12 @@ def plan_scale(
 
 
 def choose_parallel(job: Job, cluster: Cluster) -> Parallel:
-    """ddp if a whole model leaves room on each rank, else fsdp; none for one rank."""
+    """ddp if a whole model is comfortable on each rank, else fsdp; none for one rank."""
     if cluster.count == 1:
         return "none"
     whole = rank_memory(replace(job, parallel="ddp"), cluster)
-    return "ddp" if verdict(whole, cluster.accelerator) == "fits" else "fsdp"
+    comfortable = whole.states <= COMFORTABLE * cluster.accelerator.memory_bytes
+    return "ddp" if comfortable else "fsdp"
 
 
 def _remedies(job: Job, cluster: Cluster, training: TrainingConfig) -> Iterator[str]:
@@ -263,7 +266,7 @@ def _smaller(
             yield (
                 replace(
                     job, parallel=parallel, batch_size=batch, recompute=recompute,
-                    accumulation=share // batch,
+                    accumulation=share // batch, sync_each=parallel != "ddp",
                 ),
                 words,
             )  # fmt: skip

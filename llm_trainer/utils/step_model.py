@@ -66,7 +66,8 @@ class Job:
     reduce_bytes: int = FLOAT32_BYTES
     """Bytes of a number of gradients that are summed over ranks."""
     sync_each: bool = False
-    """Sum gradients over ranks after each micro-batch instead of after the last one only."""
+    """Sum gradients over ranks after each micro-batch instead of after the last one only; hybrid
+    sharding sums over nodes after the last one in any case."""
     spread_optimizer: bool = False
     """Whether Muon's orthogonalisations are shared out over ranks, instead of done by each."""
     fused: bool = True
@@ -216,7 +217,12 @@ def optimizer_seconds(job: Job, cluster: Cluster) -> float:
     moved = ADAM_BYTES * rest / sharded
     seconds = (moved + FLOAT32_BYTES * count.total / sharded) / chip.memory_bandwidth
     if job.optimizer == "muon":
-        owners = cluster.count if job.spread_optimizer else 1
+        owners = 1
+        if job.spread_optimizer and cluster.count > 1:
+            owners = cluster.count if sharded == 1 else sharded
+            link = cluster.intra if job.parallel == "hybrid" else cluster.ring
+            size = HALF_BYTES * count.hidden_matrices  # there and, of shards, back again
+            seconds += collectives.all_gather(size, owners, link) * (1 if sharded == 1 else 2)
         speed = chip.peak_flops * chip.matmul_share
         seconds += muon_flops(job.model) / owners / speed
         seconds += 20 * count.hidden_matrices / owners / chip.memory_bandwidth
@@ -289,17 +295,18 @@ def exposed_communication(
     if job.parallel == "ddp":
         syncs = job.accumulation if job.sync_each else 1
         total = collectives.all_reduce(job.reduce_bytes * count.total, cluster.count, cluster.ring)
-        last = total / (layers + 1)
-        exposed = max(last, total - layers * backward)
+        bucket = total / (layers + 1)
+        exposed = max(bucket, total - layers * backward)
         return syncs * total, syncs * exposed
     gather, scatter, between = fsdp_times(job, cluster, block_parameters(job.model))
     outside = count.embedding + count.head
     root_gather, root_scatter, root_between = fsdp_times(job, cluster, outside)
     exposed = total = 0.0
     for number in range(job.accumulation):
-        synced = job.sync_each or number == job.accumulation - 1
-        behind = scatter + between if synced else 0.0
-        root_behind = root_scatter + root_between if synced else 0.0
+        last = number == job.accumulation - 1
+        behind = (scatter if job.sync_each or last else 0.0) + (between if last else 0.0)
+        root_behind = root_scatter if job.sync_each or last else 0.0
+        root_behind += root_between if last else 0.0
         total += root_gather + layers * (2 * gather + behind) + root_behind
         # the root's weights and the first block's can hide behind nothing
         exposed += root_gather + gather + (layers - 1) * max(0.0, gather - forward)

@@ -269,7 +269,7 @@ def test_memory_of_torchtitan_falls_as_published():
     )  # fmt: skip
     job = Job(config, 2, 8192, parallel="fsdp", gather_bytes=2)
     few, many = (rank_memory(job, make_cluster("h100", n)) for n in (8, 128))
-    assert (few.total - many.total) / 2**30 == pytest.approx(15.2, abs=0.6)
+    assert (few.total - many.total) / 2**30 == pytest.approx(15.2, abs=0.5)
     # selective checkpointing keeps more than full checkpointing, and less than none
     full = rank_memory(replace(job, recompute=True), make_cluster("h100", 8))
     assert full.total < 77.0 * 2**30 < 82.4 * 2**30 < few.total
@@ -336,7 +336,7 @@ def test_shards_make_the_optimizer_faster():
     muon = replace(adam, optimizer="muon")
     whole = optimizer_seconds(muon, make_cluster("h100", 64))
     spread = optimizer_seconds(replace(muon, spread_optimizer=True), make_cluster("h100", 64))
-    assert whole > 5 * spread
+    assert whole > 2 * spread, "though their directions travel"
 
 
 def test_a_cluster_from_words():
