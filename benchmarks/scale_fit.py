@@ -18,6 +18,8 @@ from benchmarks.growth import SIZES, TOKENS_PER_STEP
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.utils.hardware import Accelerator, Cluster, Link
 from llm_trainer.utils.parameters import calculate_parameters
+from llm_trainer.utils.present import cpu_cluster
+from llm_trainer.utils.rank_memory import rank_memory
 from llm_trainer.utils.step_model import Job, step_time
 
 PEAK = 440.9e9
@@ -26,6 +28,8 @@ SHARE = 0.93
 """Of the peak, that products reach in a step; measured by itself (docs/performance.md)."""
 BANDWIDTHS = tuple(n * 1e9 for n in (8, 10, 12, 14, 16, 18, 20, 22, 25, 28, 32, 40, 50, 70, 100))
 KERNELS = tuple(n * 1e-6 for n in range(0, 401, 10))
+STARTED = 230e6
+"""Bytes of a process after importing torch (utils/memory.py), which growth.json leaves out."""
 HELD_OUT = ((384, 8, 256), (192, 4, 2048))
 """Width, layers and row length of the points that the fit does not see."""
 
@@ -39,6 +43,8 @@ class Point:
     row: int
     measured: float
     """Seconds a token."""
+    memory: float
+    """Bytes at the peak, beyond what Python and torch have at the start."""
 
     @property
     def held_out(self) -> bool:
@@ -59,7 +65,12 @@ def points(growth: Mapping[str, Any]) -> list[Point]:
     """The training steps of growth.json."""
     by_count = {calculate_parameters(shape(w, n, 256)): (w, n) for w, n in SIZES}
     return [
-        Point(*by_count[int(p["parameters"])], int(p["context"]), p["seconds_per_token"])
+        Point(
+            *by_count[int(p["parameters"])],
+            int(p["context"]),
+            p["seconds_per_token"],
+            p["memory_mb"] * 1e6,
+        )
         for curve in ("parameters", "context")
         for p in growth["curves"][curve]
     ]
@@ -74,6 +85,13 @@ def predicted(point: Point, share: float, bandwidth: float, kernel: float) -> fl
     model = shape(point.width, point.layers, point.row)
     job = Job(model, TOKENS_PER_STEP // point.row, point.row, fused=False)
     return step_time(job, here).total / TOKENS_PER_STEP
+
+
+def planned_memory(point: Point) -> float:
+    """Bytes of the whole process, by the plan."""
+    model = shape(point.width, point.layers, point.row)
+    job = Job(model, TOKENS_PER_STEP // point.row, point.row, fused=False)
+    return rank_memory(job, cpu_cluster(PEAK, 25 * 10**9)).total
 
 
 def error(measured: Iterable[Point], constants: tuple[float, float, float]) -> float:
@@ -93,6 +111,9 @@ def fit(growth: Mapping[str, Any]) -> dict[str, Any]:
             "measured_us": round(p.measured * 1e6, 1),
             "predicted_us": round(predicted(p, *best) * 1e6, 1),
             "error": round(predicted(p, *best) / p.measured - 1, 3),
+            "memory_mb": round((p.memory + STARTED) / 1e6),
+            "planned_mb": round(planned_memory(p) / 1e6),
+            "memory_error": round(planned_memory(p) / (p.memory + STARTED) - 1, 3),
         }
         for p in measured
     ]  # fmt: skip

@@ -44,7 +44,9 @@ def _fit(fit: Results) -> str:
     rows = [
         (
             f"{p['width']} x {p['layers']}", f"{p['row']:,}", f"{p['measured_us']:.1f}",
-            f"{p['predicted_us']:.1f}", f"{p['error']:+.1%}", "held out" if p["held_out"] else "",
+            f"{p['predicted_us']:.1f}", f"{p['error']:+.1%}", f"{p['memory_mb']:,}",
+            f"{p['planned_mb']:,}", f"{p['memory_error']:+.0%}",
+            "held out" if p["held_out"] else "",
         )
         for p in fit["points"]
     ]  # fmt: skip
@@ -53,7 +55,10 @@ def _fit(fit: Results) -> str:
         f"{constants['kernel_seconds'] * 1e6:.0f} µs a kernel, at {constants['matmul_share']:.0%} "
         f"of the peak in products."
     )
-    heads = ("Width x layers", "Row", "Measured, µs a token", "Model", "Error", "")
+    heads = (
+        "Width x layers", "Row", "Measured, µs a token", "Model", "Error", "Measured, MB", "Plan",
+        "Error", "",
+    )  # fmt: skip
     return f"{table(heads, rows)}\n\n{told}"
 
 

@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # works without an installation
 from llm_trainer.exceptions import CheckpointError, ConfigurationError  # noqa: E402
 from llm_trainer.training.settings import RunSettings, read_settings  # noqa: E402
 from pipeline.dependencies import stage_modules  # noqa: E402
-from pipeline.launch import launch, wants_launch  # noqa: E402
+from pipeline.launch import launch, processes_per_node, wants_launch  # noqa: E402
 from pipeline.stage import main_checkout, run_stage  # noqa: E402
 from pipeline.train import check_same_run, shown_plan, train_metrics  # noqa: E402
 from pipeline.worker import is_main, set_threads  # noqa: E402
@@ -240,8 +240,12 @@ def show_plan(
         cluster, repays = parse_cluster(hardware), COMPILE_REPAYS_FLOPS["cuda"]
     else:
         world = launched(os.environ)
+        ranks, local = world.size, world.local_size
+        if wants_launch(settings.runtime):
+            local = processes_per_node(settings.runtime)
+            ranks = local * settings.runtime.nnodes
         peak = matmul_peak(device, product_dtype(settings.training, device))
-        cluster = present_cluster(device, peak, world.size, world.local_size)
+        cluster = present_cluster(device, peak, ranks, local)
         repays = COMPILE_REPAYS_FLOPS.get(device.type, float("inf"))
     compiled = settings.training.compile_model
     scale = plan_scale(

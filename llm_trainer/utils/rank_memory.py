@@ -30,8 +30,9 @@ than the estimate, never less than half."""
 COMFORTABLE = 0.6
 """Share of a device that weights, gradients and optimizer states may take for whole models on each
 rank; the rest is for activations."""
-CLOSE_SHARE = 0.9
-"""Share of the memory from which a plan is said to be close."""
+CLOSE_SHARE = 0.8
+"""Share of the memory from which a plan is said to be close: on a CPU, peaks were up to a fifth
+above the plan (docs/scale.md)."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def test_the_constants_are_those_of_the_fit():
 def test_what_was_held_out_is_predicted(results):
     for point in results["fit"]["points"]:
         assert abs(point["error"]) < (0.1 if point["held_out"] else 0.15)
+        assert -0.2 <= point["memory_error"] <= 0.05
     for row in results["cpu"]:
         assert abs(row["error"]) < 0.15, row
 

@@ -302,6 +302,15 @@ def test_plan_for_other_hardware(folder: Path, capsys: pytest.CaptureFixture[str
     assert "3 ranks cannot share evenly" in odd.err
 
 
+def test_plan_of_the_configured_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "params.yaml", "--output_dir", "output", "--plan", "--set",
+             "runtime.launcher=torchrun", "--set", "runtime.nproc_per_node=2"]  # fmt: skip
+    done = call("train", words, capsys)
+    assert done.code == 0, done.err
+    assert "2 x cpu" in done.out
+    assert "memory of a rank" in done.out
+
+
 def test_plan_refuses_what_cannot_fit(folder: Path) -> None:
     large = ["model.d_model=65536", "model.n_heads=512", "model.n_layers=64", "model.d_ff=262144"]
     words = [word for pair in large for word in ("--set", pair)]

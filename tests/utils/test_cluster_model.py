@@ -256,7 +256,7 @@ def test_verdicts():
         return verdict(needed, replace(IDEAL, memory_bytes=int(size)))
 
     assert said(2 * needed.total) == "fits"
-    assert said(1.05 * needed.total) == "close"
+    assert said(1.1 * needed.total) == "close"
     assert said((needed.total + needed.certain) / 2) == "too large"
     assert said(0.99 * needed.certain) == "impossible"
 
