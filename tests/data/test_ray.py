@@ -1,0 +1,281 @@
+"""Ray gives the bytes of the local engine, also when it loses a worker or a node in the middle."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llm_trainer.config import SourceConfig
+from llm_trainer.config.data import PackingConfig
+from llm_trainer.data import chunks, raw_file, raw_fill, units
+from llm_trainer.data.engine import LOCAL, Engine
+from llm_trainer.data.packing import pack_corpus
+from llm_trainer.data.raw import RawCorpus, build_raw
+from llm_trainer.exceptions import ConfigurationError, DataError, LLMTrainerError
+from llm_trainer.tokenizer import BPETokenizer
+from tests.data.raw_corpora import random_texts
+from tests.data.ray_nodes import ENVIRONMENT, Nodes, two_nodes
+from tests.data.sources import csv_bytes, jsonl
+from tests.test_layers import ROOT
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with two_nodes(temporary) as running:
+            yield running
+    subprocess.run(["rm", "-rf", temporary], check=True)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many units, files and row groups of little text; workers read whole units as chunks."""
+    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(raw_file, "FILE_BYTES", 50_000)
+    monkeypatch.setattr(raw_file, "GROUP_BYTES", 7_000)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One file of each kind, several of them in more than one unit."""
+    folder = tmp_path_factory.mktemp("sources")
+    texts = random_texts(1, 900, 60)
+    lines = jsonl([*texts[:300], "", "copy", "copy", "long\n" * 3000])
+    (folder / "a.jsonl").write_bytes(lines.replace(b"\n", b"\n\n", 40))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(jsonl([*texts[300:450], "copy"])))
+    (folder / "c.csv").write_bytes(csv_bytes(texts[450:600]))
+    table = pa.table({"text": texts[600:800]})
+    pq.write_table(table, folder / "d.parquet", row_group_size=30)
+    for number, text in enumerate(texts[800:]):
+        (folder / f"e{number:03d}.txt").write_text(text, newline="")
+    return folder
+
+
+def content(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+def both(
+    tmp_path: Path, config: SourceConfig, engine: Engine
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    build_raw(config, tmp_path / "local", progress=False)
+    build_raw(config, tmp_path / "ray", progress=False, engine=engine)
+    return content(tmp_path / "local"), content(tmp_path / "ray")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"validation_file": "b.jsonl.gz"},
+        {"max_documents": 431, "validation_fraction": 0.2},
+        {"max_documents": 150, "validation_file": "d.parquet"},
+    ],
+)
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_download_gives_the_bytes_of_the_local_engine(
+    tmp_path: Path, nodes: Nodes, folder: Path, settings: dict[str, Any], num_workers: int
+) -> None:
+    if num_workers == 1 and settings:
+        pytest.skip("one worker and another count differ in nothing but the order of arrival")
+    settings = {"max_document_bytes": 4000, "validation_fraction": 0.1, **settings}
+    train = [str(path) for path in sorted(folder.iterdir())]
+    if "validation_file" in settings:
+        settings["validation_file"] = str(folder / settings["validation_file"])
+        train.remove(settings["validation_file"])
+    config = SourceConfig(train_file=train, **settings)
+    local, ray = both(tmp_path, config, Engine("ray", nodes.address, num_workers))
+    assert local == ray
+    assert len(local) >= 5
+    # and of reading without units: the documents and the books that iter_placed gives
+    from llm_trainer.data.ledger import Ledger
+    from llm_trainer.data.sources import iter_placed, open_source
+
+    ledger = Ledger("download")
+    expected = {"train": [], "validation": []}
+    for placed in iter_placed(open_source(config), config, ledger):
+        expected[placed.split].append(placed.document)
+        ledger.give_out(1, len(placed.data))
+    corpus = RawCorpus(tmp_path / "ray")
+    for split, documents in expected.items():
+        assert list(corpus.iter_documents(split)) == documents
+    assert corpus.manifest["ledger"] == ledger.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings"),
+    [
+        (['{"text": 1}'], {}),
+        (["{", "{", "{"], {"on_bad_line": "skip", "max_bad_lines": 2}),
+        (["", "  "], {"text_column": "none"}),
+    ],
+)
+def test_messages_are_those_of_the_local_engine(
+    tmp_path: Path, nodes: Nodes, bad: list[str], settings: dict[str, Any]
+) -> None:
+    lines = jsonl(random_texts(2, 300, 40)).splitlines(True)
+    for number, line in enumerate(bad):
+        lines.insert(250 + 20 * number, line.encode() + b"\n")
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    config = SourceConfig(train_file=str(tmp_path / "a.jsonl"), **settings)
+    messages = []
+    for engine in (LOCAL, Engine("ray", nodes.address, 2)):
+        with pytest.raises(DataError) as caught:
+            build_raw(config, tmp_path / "raw", progress=False, engine=engine)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "a.jsonl:" in messages[0]
+
+
+def test_packing_gives_the_bytes_of_the_local_engine(
+    tmp_path: Path, nodes: Nodes, folder: Path
+) -> None:
+    build_raw(SourceConfig(train_file=str(folder)), tmp_path / "raw", progress=False)
+    raw = RawCorpus(tmp_path / "raw")
+    tokenizer = BPETokenizer(vocab_size=300)
+    tokenizer.train([d.text for d in raw.iter_documents("train")])
+    config = PackingConfig(max_length=32)
+    pack_corpus(raw, tokenizer, config, tmp_path / "local", num_workers=1, progress=False)
+    for num_workers in (1, 2):
+        engine = Engine("ray", nodes.address, num_workers)
+        arguments = (raw, tokenizer, config, tmp_path / "ray")
+        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
+        assert content(tmp_path / "local") == content(tmp_path / "ray")
+    damaged = raw.files("train")[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(LLMTrainerError, match="run `dvc repro download`"):
+        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
+
+
+def test_a_lost_worker_and_a_lost_node_are_made_good(
+    tmp_path: Path, nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Last in this file, as it takes a node away."""
+    lost: list[str] = []
+    add = raw_fill.RawBuild.add
+
+    def losing(build: Any, unit: Any, chunk: Any, rename: bool = False) -> Iterator[int]:
+        if build.unit == 2 and not lost:
+            lost.append("worker")
+            os.kill(worker_of(nodes), signal.SIGKILL)
+        if build.unit == 4 and len(lost) == 1:
+            lost.append("node")
+            nodes.kill_one()
+        yield from add(build, unit, chunk, rename)
+
+    monkeypatch.setattr(raw_fill.RawBuild, "add", losing)
+    config = SourceConfig(train_file=str(folder), validation_fraction=0.1)
+    build_raw(config, tmp_path / "ray", progress=False, engine=Engine("ray", nodes.address, 2))
+    assert lost == ["worker", "node"]
+    monkeypatch.undo()
+    small_again = {"UNIT_BYTES": 20_000}
+    monkeypatch.setattr(units, "UNIT_BYTES", small_again["UNIT_BYTES"])
+    monkeypatch.setattr(raw_file, "FILE_BYTES", 50_000)
+    monkeypatch.setattr(raw_file, "GROUP_BYTES", 7_000)
+    build_raw(config, tmp_path / "local", progress=False)
+    assert content(tmp_path / "ray") == content(tmp_path / "local")
+
+
+def worker_of(nodes: Nodes) -> int:
+    """A worker process of the cluster that has read for us."""
+    import psutil
+
+    port = nodes.address.rpartition(":")[2]
+    for process in psutil.process_iter(["pid", "cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if (command.startswith("ray::") and "read_unit" in command) or "ray::IDLE" in command:
+            assert port
+            return int(process.info["pid"])
+    raise AssertionError("no worker")
+
+
+# --------------------------------------------------------------------------- one machine
+
+LOCAL_RAY = """
+import os, sys, time
+from pathlib import Path
+from llm_trainer.config import SourceConfig
+from llm_trainer.data import raw_fill, units
+from llm_trainer.data.engine import Engine
+from llm_trainer.data.raw import build_raw
+units.UNIT_BYTES = 20_000
+add = raw_fill.RawBuild.add
+def slow(build, unit, chunk, rename=False):
+    Path("reading").touch()
+    print(os.environ["TMPDIR"], flush=True)
+    time.sleep(float(sys.argv[2]))
+    yield from add(build, unit, chunk, rename)
+raw_fill.RawBuild.add = slow
+if __name__ == "__main__":
+    config = SourceConfig(train_file=sys.argv[1], validation_fraction=0.1)
+    build_raw(config, Path("raw"), progress=False, engine=Engine("ray", None, 1))
+"""
+
+
+def test_a_signal_ends_a_ray_of_our_own_with_all_that_it_started(
+    tmp_path: Path, folder: Path
+) -> None:
+    import psutil
+
+    temporary = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOCAL_RAY, str(folder), "60"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (tmp_path / "reading").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 3
+    listening = [
+        connection.laddr.ip
+        for child in [psutil.Process(process.pid), *children]
+        if child.is_running()
+        for connection in child.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert list(temporary.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["reading"]
+    temporary.rmdir()
+
+
+def test_what_cannot_be_reached_or_is_missing_is_named(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SourceConfig(train_file=str(folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(LLMTrainerError, match=f"{address}: no Ray cluster can be reached"):
+        build_raw(config, tmp_path / "raw", progress=False, engine=Engine("ray", address))
+    with pytest.raises(ConfigurationError, match="must be host:port"):
+        build_raw(config, tmp_path / "raw", progress=False, engine=Engine("ray", "ray://a:1"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LLMTrainerError, match=r"pip install 'llm-trainer\[ray\]'"):
+        build_raw(config, tmp_path / "raw", progress=False, engine=Engine("ray"))
+    assert chunks.CHUNK_BYTES > 0
