@@ -24,7 +24,7 @@ from llm_trainer.config import RuntimeConfig, TrainingConfig
 from llm_trainer.exceptions import ConfigurationError, TrainingError
 from pipeline.params import load_params
 from pipeline.stage import EXIT_USER_ERROR, run_stage
-from pipeline.worker import PARENT, is_worker
+from pipeline.worker import LOST_PEER, PARENT, is_worker
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import LogsSpecs
@@ -65,8 +65,7 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
 
     per_node = processes_per_node(runtime)
     check_world(training, World(size=per_node * runtime.nnodes, local_size=per_node))
-    # what torchrun would tell is told here, in a line
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # what torchrun would tell is told here, in a line
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     alone = runtime.nnodes == 1
@@ -152,8 +151,9 @@ def verdict(failures: Mapping[int, ProcessFailure]) -> tuple[int, str | None]:
     for code in (EXIT_USER_ERROR, 128 + signal.SIGINT, 128 + signal.SIGTERM):
         if code in codes:
             return code, None
-    if any(failure.error_file != NO_FILE for failure in failures.values()):
-        return 1, None
+    told = [f.message for f in failures.values() if f.error_file != NO_FILE]
+    if told:
+        return 1, LOST_PEER if set(told) == {LOST_PEER} else None
     rank = next(iter(failures))
     return 1, (
         f"the process of rank {rank} ended with exit code {failures[rank].exitcode}, and the "

@@ -13,6 +13,7 @@ from pathlib import Path
 from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.files import hold_lock
 from pipeline.worker import (
+    LOST_PEER,
     die_with_launcher,
     first_to_say,
     holds_stage_lock,
@@ -26,11 +27,6 @@ STAGES = ("download", "train_tokenizer", "pack_sequences", "train", "evaluate", 
 """Names of the stages, in the order in which they run."""
 LOCK_NAME = ".stage.lock"
 """Held in the working directory by the stage that works there."""
-
-LOST_PEER = (
-    "another process of this training went away; what it said is above, or on its machine; the "
-    "same command goes on from the newest checkpoint"
-)
 
 
 def run_stage(name: str, main: Callable[[], None]) -> None:

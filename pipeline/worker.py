@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 PARENT = "LLM_TRAINER_LAUNCHER"
 """Environment variable with the process id of `pipeline.launch`, which holds the stage's lock."""
+LOST_PEER = (
+    "another process of this training went away; what it said is above, or on its machine; the "
+    "same command goes on from the newest checkpoint"
+)
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 _PR_SET_PDEATHSIG = 1
 _LOST_PEER = ("gloo/transport", "Connection closed by peer", "NCCL error", "failed to recv")
@@ -58,12 +62,15 @@ def die_with_launcher() -> None:
 def first_to_say(message: str) -> bool:
     """Whether this process is the one of its machine that shows `message`.
 
-    Leaves word for the launcher too, which takes the earliest failure for the cause.
+    Leaves word for the launcher too, which takes the earliest failure for the cause. That another
+    process went away is told by `pipeline.launch`, if it is there, since it may know more.
     """
     if not is_worker() or _ERROR_FILE not in os.environ:
         return is_main()
     mine = Path(os.environ[_ERROR_FILE])
     write_json(mine, {"message": message, "timestamp": str(int(time.time()))})
+    if message == LOST_PEER and PARENT in os.environ:
+        return False
     # beside the folders of the local ranks, so one for this attempt of this launcher
     said = mine.parents[1] / f"said-{sha256_bytes(message.encode())[:16]}"
     try:

@@ -128,6 +128,8 @@ class RuntimeConfig(Config):
     """Optimizer steps between log records."""
     save_steps: int = 200
     """Optimizer steps between checkpoints."""
+    async_save: bool = False
+    """Save in a thread while the training goes on, from a copy in host memory."""
     save_total_limit: int = 2
     """Newest checkpoints to keep while training."""
     keep_finished: int = 3

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from llm_trainer.config.checks import shown
@@ -41,7 +42,7 @@ _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 _STEPPED_ASIDE = re.compile(r"\.partial-(checkpoint-\d+(?:-\d+)?)-old-\d+")
 
 ALLOWED_CHANGES = frozenset({
-    "logging_steps", "report_to", "save_steps", "save_total_limit", "checkpoint_dir",
+    "logging_steps", "report_to", "save_steps", "async_save", "save_total_limit", "checkpoint_dir",
     "strict_resume", "eval_steps", "eval_strategy", "eval_batches", "sample_steps",
     "sample_prompts", "sample_tokens", "dataloader_num_workers", "max_steps", "num_epochs",
 })  # fmt: skip
@@ -121,18 +122,20 @@ def read_checkpoint(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
         CheckpointError: there is no such directory.
         IntegrityError: torn, damaged or not a checkpoint; names the file.
     """
-    require_checkpoint(path)
-    sizes = read_manifest(path, CHECKPOINT_KIND, remedy=REMEDY)["files"]
-    share = _shares({name: entry["bytes"] for name, entry in sizes.items()}, ranks.size)
-    found = checkpoint = None
+    problem = checkpoint = None
     try:
-        verify_manifest(path, CHECKPOINT_KIND, remedy=REMEDY, hashed=share[ranks.rank].__contains__)
+        require_checkpoint(path)
+        files = read_manifest(path, CHECKPOINT_KIND, remedy=REMEDY)["files"]
+        shares = _shares({name: entry["bytes"] for name, entry in files.items()}, ranks.size)
+        mine = shares[ranks.rank]
+        verify_manifest(path, CHECKPOINT_KIND, remedy=REMEDY, hashed=mine.__contains__)
         checkpoint = _read_description(path)
-    except IntegrityError as error:
-        found = str(error)
-    damage = next(filter(None, ranks.exchange(found)), None)
-    if damage is not None:
-        raise IntegrityError(damage)
+    except (CheckpointError, IntegrityError) as error:
+        problem = [isinstance(error, IntegrityError), str(error)]
+    for told in ranks.exchange(problem):
+        if told is not None:
+            damaged, message = told
+            raise (IntegrityError if damaged else CheckpointError)(message)
     assert checkpoint is not None
     return checkpoint
 
@@ -186,9 +189,12 @@ def newest_checkpoint(directory: Path, ranks: Ranks = ALONE) -> Checkpoint | Non
     return None
 
 
-def restore(checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer) -> None:
+def restore(
+    checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer
+) -> dict[str, Tensor]:
     """Load weights, optimizer tensors and partial gradients into a fresh model and optimizer.
 
+    Returns partial sums of gradients that are not the parameters' own; see `PartialSums`.
     Each rank reads the rows that it has, whoever wrote them. Learning rates and weight decay stay
     those of the optimizer: the configuration is the truth.
 
@@ -196,7 +202,7 @@ def restore(checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer) 
         IntegrityError: tensors that do not fit the model.
     """
     within = checkpoint.state.micro_step > 0
-    restore_tensors(checkpoint.path, model, optimizer, gradients=within)
+    return restore_tensors(checkpoint.path, model, optimizer, gradients=within)
 
 
 def check_identity(

@@ -18,7 +18,7 @@ import time
 from datetime import timedelta
 from typing import NoReturn, Self
 
-from torch.distributed import DistError, Store, TCPStore
+from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]
 
 BEAT = 2.0
 """Seconds between two looks."""

@@ -1,110 +1,125 @@
-"""How the processes share the work of a step: who takes which micro-batch, and how gradients meet.
-
-`OneProcess` is the plain loop. `Replicas` has the whole model on each rank and adds the gradients
-up by torch's DistributedDataParallel while the backward pass still runs. Losses are divided by the
-number of targets of the whole step before the backward pass, so gradients are added, not averaged.
-"""
+"""Which way the processes share the work of a step, and whether it can be done exactly."""
 
 from __future__ import annotations
 
-import warnings
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
+from llm_trainer.config.model import ModelConfig
 from llm_trainer.config.training import TrainingConfig
+from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.distributed import World
 from llm_trainer.training.execution import Execution
+from llm_trainer.training.one_process import OneProcess
+from llm_trainer.training.reduction import is_power_of_two
+from llm_trainer.utils.memory import optimizer_bytes
+from llm_trainer.utils.parameters import count_parameters
 
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import GradBucket
+logger = logging.getLogger(__name__)
 
+Way = Literal["none", "ddp", "fsdp"]
 
-class OneProcess:
-    """All micro-batches, one after the other."""
-
-    def __init__(
-        self, model: TransformerLM, config: TrainingConfig, execution: Execution, world: World
-    ) -> None:
-        self.model, self.world = model, world
-        self.total = config.micro_batches_per_step
-        self.loss = execution.loss_function(model)
-
-    @property
-    def share(self) -> int:
-        """Micro-batches of each rank in a step."""
-        return self.total // self.world.size
-
-    def micro_batches(self, step: int) -> range:
-        """Numbers of this rank's micro-batches of optimizer step `step`."""
-        first = step * self.total + self.world.rank * self.share
-        return range(first, first + self.share)
-
-    def in_order(self, losses: list[float]) -> list[float]:
-        """The losses of all ranks' micro-batches in the order of their numbers."""
-        if self.world.size == 1 or not losses:
-            return losses
-        rows = self.world.gather(torch.tensor(losses, dtype=torch.float64))
-        return [float(loss) for row in rows for loss in row]
-
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:  # noqa: ARG002
-        """Forward and backward pass of a micro-batch happen in this."""
-        return nullcontext()
+COMFORTABLE = 0.6
+"""Share of a device's memory that weights, gradients and optimizer may take for `auto` to choose
+ddp; the rest is for activations."""
+FLOAT32_BYTES = 4
 
 
-class Replicas(OneProcess):
-    """The whole model on each rank, which takes consecutive micro-batches."""
+def choose_way(
+    config: TrainingConfig, model: ModelConfig, world: World, device: torch.device
+) -> Way:
+    """What `parallel` comes to.
 
-    def __init__(
-        self, model: TransformerLM, config: TrainingConfig, execution: Execution, world: World
-    ) -> None:
-        super().__init__(model, config, execution, world)
-        # the same weights everywhere, whatever the ranks were seeded with
-        world.broadcast([parameter.data for parameter in model.parameters()])
-        with warnings.catch_warnings():
-            # its new name is not known to all releases that we allow
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            self._replica = nn.parallel.DistributedDataParallel(
-                _Loss(model, execution), broadcast_buffers=False, gradient_as_bucket_view=True,
-                init_sync=False,
-            )  # fmt: skip
-        # torch reads the hook's annotations, which a lambda has none of
-        self._replica.register_comm_hook(None, lambda _, bucket: _add(bucket))
-        self.loss = self._replica
-
-    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients meet in the last one only."""
-        return nullcontext() if last else self._replica.no_sync()
-
-
-class _Loss(nn.Module):
-    """The loss of a micro-batch as a module's forward, which is what torch wraps."""
-
-    def __init__(self, model: TransformerLM, execution: Execution) -> None:
-        super().__init__()
-        self.model = model
-        self._loss = execution.loss_function(model)
-
-    def forward(self, input_ids: Tensor, labels: Tensor, segments: Tensor | None) -> Tensor:
-        """The summed loss, a scalar."""
-        return self._loss(input_ids, labels, segments)
+    Raises:
+        ConfigurationError: `hybrid_shard`, float16 or `deterministic_reduction` cannot be had.
+    """
+    if world.size == 1:
+        return "none"
+    way: Way = "ddp"
+    if config.parallel == "auto":
+        count = count_parameters(model)
+        needed = 2 * FLOAT32_BYTES * count.total + optimizer_bytes(
+            count, config.optimizer, config.momentum
+        )
+        there = _memory(device, world.local_size)
+        way = world.share("fsdp" if needed > COMFORTABLE * there else "ddp")
+        logger.info(
+            "parallel: auto: %s, for %.1f GiB of weights, gradients and optimizer, and %.1f GiB "
+            "a process", way, needed / 2**30, there / 2**30,
+        )  # fmt: skip
+    else:
+        way = config.parallel
+    problems = _problems(config, way, world, device)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return way
 
 
-def _add(bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """Add up a bucket of gradients over the ranks: torch's own hooks take the mean."""
-    import torch.distributed as dist
-
-    work = dist.all_reduce(bucket.buffer(), async_op=True)
-    future: torch.futures.Future[list[Tensor]] = work.get_future()
-    return future.then(lambda done: done.value()[0])
-
-
-def make_parallel(
-    model: TransformerLM, config: TrainingConfig, execution: Execution, world: World
+def make_way(
+    way: Way, model: TransformerLM, config: TrainingConfig, execution: Execution, world: World
 ) -> OneProcess:
-    """The way of sharing the work that the configuration and the processes ask for."""
-    kind = OneProcess if world.size == 1 else Replicas
+    """Prepare the model for it: wrapped, or cut into shards."""
+    if way == "none":
+        return OneProcess(model, config, execution, world)
+    if way == "fsdp":
+        from llm_trainer.training.sharding import Shards
+
+        return Shards(model, config, execution, world)
+    from llm_trainer.training.replicas import Replicas, TreeReplicas
+
+    kind = TreeReplicas if config.deterministic_reduction else Replicas
     return kind(model, config, execution, world)
+
+
+def _memory(device: torch.device, local_size: int) -> int:
+    """Bytes that a process of this machine may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    total: int = psutil.virtual_memory().total
+    return total // local_size
+
+
+def _problems(config: TrainingConfig, way: Way, world: World, device: torch.device) -> list[str]:
+    found = []
+    machines = 1
+    if config.hybrid_shard and way != "fsdp":
+        found.append("hybrid_shard shards within a machine, so it needs parallel: fsdp")
+    elif config.hybrid_shard:
+        if world.size % world.local_size:
+            found.append(
+                f"hybrid_shard needs as many processes on each machine; {world.size} are not a "
+                f"multiple of {world.local_size}"
+            )
+        machines = world.size // world.local_size
+    if way == "fsdp" and device.type == "cuda" and config.use_amp and config.amp_dtype == "float16":
+        found.append("amp_dtype: float16 cannot be used with parallel: fsdp; use bfloat16")
+    if config.deterministic_reduction:
+        found += _order_problems(config, way, world, machines)
+    return found
+
+
+def _order_problems(config: TrainingConfig, way: Way, world: World, machines: int) -> list[str]:
+    """Why the ranks' sums are no nodes of the tree over micro-batches; see `reduction`."""
+    share = config.micro_batches_per_step // world.size
+    if machines > 2:
+        return [
+            f"deterministic_reduction with hybrid_shard is for two machines, not {machines}; set "
+            f"hybrid_shard: false"
+        ]
+    if way == "ddp" and not is_power_of_two(share):
+        return [
+            f"deterministic_reduction: {share} micro-batches for each process cannot be added in "
+            f"an order of their own; under ddp their number must be a power of two, so set "
+            f"gradient_accumulation_steps * world_size to {world.size} times one"
+        ]
+    if way == "fsdp" and not is_power_of_two(world.size) and (share > 1 or machines > 1):
+        return [
+            f"deterministic_reduction: under fsdp the number of processes ({world.size}) must be a "
+            f"power of two, or gradient_accumulation_steps * world_size equal to it"
+        ]
+    return []

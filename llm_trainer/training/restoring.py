@@ -22,8 +22,10 @@ REMEDY = "delete it to continue from an older one, or start again"
 @torch.no_grad()
 def restore_tensors(
     path: Path, model: TransformerLM, optimizer: Optimizer, *, gradients: bool
-) -> None:
+) -> dict[str, Tensor]:
     """Fill a fresh model and optimizer from the checkpoint `path`, which is verified.
+
+    Returns the partial sums that `take_snapshot` was given.
 
     Args:
         path: the checkpoint's directory.
@@ -48,15 +50,24 @@ def restore_tensors(
         tensor = _empty(like, stored)
         fill(tensor, moments, key)
         optimizer.state[like][entry] = tensor
+    sums: dict[str, Tensor] = {}
     if gradients:
         partial = StoredTensors(path, GRADIENTS_STEM, REMEDY)
-        for name, stored in partial.stored.items():
+        for key, stored in partial.stored.items():
+            name, level = key.partition("|")[::2]
             owner = parameters.get(name)
             fits = owner is not None and stored.shape == tuple(owner.shape)
             if owner is None or not fits or _dtype(stored) != owner.dtype:
-                raise IntegrityError(f"{partial.path}: gradient {name} does not fit; {REMEDY}")
-            owner.grad = torch.empty_like(owner)
-            fill(owner.grad, partial, name)
+                raise IntegrityError(f"{partial.path}: gradient {key} does not fit; {REMEDY}")
+            tensor = torch.empty_like(owner, requires_grad=False)
+            fill(tensor, partial, key)
+            if level:
+                if not level.isdecimal():
+                    raise IntegrityError(f"{partial.path}: {key} is no sum of ours; {REMEDY}")
+                sums[key] = tensor
+            else:
+                owner.grad = tensor
+    return sums
 
 
 def _empty(like: nn.Parameter, stored: StoredTensor) -> Tensor:

@@ -115,7 +115,8 @@ def with_runtime(training: TrainingConfig, runtime: RuntimeConfig, run: Path) ->
     """`training` with what `runtime` says about a run in the directory `run`."""
     return replace(
         training, checkpoint_dir=str(run), save_steps=runtime.save_steps,
-        save_total_limit=runtime.save_total_limit, logging_steps=runtime.logging_steps,
+        async_save=runtime.async_save, save_total_limit=runtime.save_total_limit,
+        logging_steps=runtime.logging_steps,
         report_to=runtime.report_to, strict_resume=runtime.strict_resume,
     )  # fmt: skip
 

@@ -107,6 +107,7 @@ def take_snapshot(
     scaler: dict[str, Any] | None,
     ranks: Ranks,
     copy: bool,
+    partial: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
     """What a checkpoint of this moment holds.
 
@@ -120,6 +121,8 @@ def take_snapshot(
         ranks: who saves; each its own rows.
         copy: copy the tensors, so that they may change while the snapshot is written. Without it
             those on the CPU are the training's own.
+        partial: sums of gradients within a step that are not with the parameters; see
+            `reduction.PartialSums`.
     """
     tensors = {
         f"{MODEL_FOLDER}/{MODEL_STEM}": model_state(model),
@@ -130,7 +133,7 @@ def take_snapshot(
             name: parameter.grad
             for name, parameter in model.named_parameters()
             if parameter.grad is not None
-        }
+        } | dict(partial or {})
     part = part_of(dict(model.named_parameters()), ranks)
     groups = {
         stem: _on_cpu({n: slice_of(t) for n, t in group.items()}, part, copy=copy)

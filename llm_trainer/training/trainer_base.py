@@ -22,8 +22,9 @@ from llm_trainer.exceptions import ConfigurationError, GenerationError, Training
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.batches import RowSource, num_rows
 from llm_trainer.training.compatibility import check_fit, check_request, check_same_model
-from llm_trainer.training.distributed import check_world, connect
+from llm_trainer.training.distributed import ALONE, World, check_world, connect
 from llm_trainer.training.evaluation import Evaluator
+from llm_trainer.training.parallel import choose_way
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.result import TrainingResult
 from llm_trainer.training.utils import get_device
@@ -59,7 +60,9 @@ class TrainerBase(ABC):
         check_fit(model, tokenizer, train_dataset, eval_dataset)
         self.config = config
         self.device = get_device("auto" if device is None else device)
-        self.model = model.to(self.device)
+        self.way = choose_way(config, model.config, self.world, self.device)
+        # of shards the device never has the whole
+        self.model = model if self.way == "fsdp" else model.to(self.device)
         self.tokenizer = tokenizer
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
@@ -174,16 +177,20 @@ class TrainerBase(ABC):
 
         refuse(GenerationError, text_problems("prompt", prompt))
         config = GenerationConfig.from_kwargs(max_length=max_length, **kwargs)
-        text: str = TextGenerator(self.model, self.tokenizer, self.device).generate(prompt, config)
+        text: str = TextGenerator(self.model, self.tokenizer, self.model.device).generate(
+            prompt, config
+        )
         return text
 
     def save_model(self, save_path: str | Path) -> None:
-        """Write model and tokenizer to a directory, atomically.
+        """Write model and tokenizer to a directory, atomically; of several processes rank 0 does.
 
         Raises:
             LLMTrainerError: the directory holds other things, or cannot be written.
         """
         refuse(ConfigurationError, place("save_path", save_path))
+        if not self.world.is_main:
+            return
         from llm_trainer.models.storage import save_model
 
         def add_tokenizer(directory: Path) -> None:
@@ -212,9 +219,9 @@ class TrainerBase(ABC):
             self.model.config, self.config, rows, row_length, peak_flops, process=process
         )
 
-    def _evaluator(self) -> Evaluator:
+    def _evaluator(self, world: World = ALONE) -> Evaluator:
         assert self.eval_dataset is not None
-        return Evaluator(self.model, self.tokenizer, self.eval_dataset, self.config, self.device)
+        return Evaluator(self.model, self.tokenizer, self.eval_dataset, self.config, world)
 
     def _require_data(self) -> RowSource | Dataset[Any]:
         if self.train_dataset is None:

@@ -18,7 +18,7 @@ from llm_trainer.exceptions import TrainingError
 from llm_trainer.utils.planning import format_bytes
 from llm_trainer.utils.present import present_cluster, present_swap
 from llm_trainer.utils.rank_memory import verdict
-from llm_trainer.utils.scale_plan import ScalePlan, plan_scale
+from llm_trainer.utils.scale_plan import ScalePlan, configured, plan_scale
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,9 @@ def memory_plan(
 ) -> ScalePlan:
     """What training takes of the memory here, as the least demanding way to share it does."""
     cluster = present_cluster(device, 1e12, ranks, per_node)  # the speed does not matter here
+    wanted = configured(training)
     return plan_scale(
-        model, training, cluster, row_length, 1, parallel="fsdp" if ranks > 1 else "none"
+        model, training, cluster, row_length, 1, parallel="fsdp" if wanted == "auto" else wanted
     )
 
 

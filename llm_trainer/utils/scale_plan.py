@@ -165,7 +165,7 @@ def plan_scale(
     row_length: int,
     steps: int,
     *,
-    parallel: Choice = "auto",
+    parallel: Choice | None = None,
     recompute: bool = False,
     asynchronous: bool = False,
     fused: bool = True,
@@ -174,8 +174,8 @@ def plan_scale(
     """Plan `steps` optimizer steps of `training` on `cluster`, rows of `row_length` tokens.
 
     Args:
-        parallel: how the model is spread; auto as `choose_parallel` does.
-        recompute: activation checkpointing, beside the model's own `gradient_checkpointing`.
+        parallel: how the model is spread, auto as `choose_parallel` does; None as configured.
+        recompute: activation checkpointing, beside what is configured.
         asynchronous: checkpoints are written while training goes on.
         fused: a compiled step.
         search: look for the nearest setting that fits, if this one does not.
@@ -186,10 +186,12 @@ def plan_scale(
     batch, accumulation = share_out(training, cluster.count)
     job = Job(
         model, batch, row_length, accumulation, optimizer=training.optimizer,
-        recompute=recompute or model.gradient_checkpointing, half=training.use_amp, fused=fused,
+        recompute=recompute or model.gradient_checkpointing or training.activation_checkpointing,
+        half=training.use_amp, fused=fused,
         flash=not model.attention_dropout, sync_each=True, spread_optimizer=True,
     )  # fmt: skip
-    chosen = choose_parallel(job, cluster) if parallel == "auto" else parallel
+    wanted = configured(training) if parallel is None else parallel
+    chosen = choose_parallel(job, cluster) if wanted == "auto" else wanted
     job = replace(job, parallel="none" if cluster.count == 1 else chosen)
     if job.parallel == "ddp":
         job = replace(job, sync_each=False)
@@ -207,6 +209,13 @@ def plan_scale(
         ),
         verdict=said, remedy=remedy,
     )  # fmt: skip
+
+
+def configured(training: TrainingConfig) -> Choice:
+    """How the configuration spreads a model."""
+    if training.hybrid_shard and training.parallel == "fsdp":
+        return "hybrid"
+    return training.parallel
 
 
 def choose_parallel(job: Job, cluster: Cluster) -> Parallel:
@@ -262,7 +271,7 @@ def _smaller(
                 # the key counts the micro-batches of all ranks together
                 words += [f"batch_size: {batch}", f"gradient_accumulation_steps: {rows // batch}"]
             if recompute and not job.recompute:
-                words.append("activation checkpointing")
+                words.append("activation_checkpointing: true")
             yield (
                 replace(
                     job, parallel=parallel, batch_size=batch, recompute=recompute,

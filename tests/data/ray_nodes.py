@@ -21,7 +21,9 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    "RAY_PROMETHEUS_HOST": "127.0.0.1",
+    "RAY_health_check_period_ms": "500",  # a node is missed after 1.5 s, not 15
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "1000",
 }
 
 

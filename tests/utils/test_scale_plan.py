@@ -87,7 +87,7 @@ def test_the_remedy_fits(hardware, batch, rows):
     assert changed.effective_batch_size == rows
     again = plan_scale(
         SEVEN, changed, cluster, 4096, 10, parallel=advice.get("parallel", plan.job.parallel),
-        recompute="activation checkpointing" in plan.remedy,
+        recompute="activation_checkpointing" in plan.remedy,
     )  # fmt: skip
     assert again.fits, again.render()
 
@@ -308,3 +308,17 @@ def test_more_workers_never_take_longer(count, efficiency):
         assert (more.read, more.written, more.requests) == (
             fewer.read, fewer.written, fewer.requests,
         )  # fmt: skip
+
+
+def test_a_plan_is_of_the_configured_way():
+    where = make_cluster("h100", 16)
+    training = TrainingConfig(batch_size=1, gradient_accumulation_steps=64)
+    assert plan_scale(SEVEN, training, where, 4096, 1).job.parallel == "fsdp"
+    for changes, way in (
+        ({"parallel": "ddp"}, "ddp"), ({"parallel": "fsdp", "hybrid_shard": True}, "hybrid"),
+    ):  # fmt: skip
+        plan = plan_scale(SEVEN, replace(training, **changes), where, 4096, 1)
+        assert plan.job.parallel == way
+    kept = plan_scale(SEVEN, replace(training, activation_checkpointing=True), where, 4096, 1)
+    assert kept.job.recompute
+    assert kept.memory.activations < plan.memory.activations
