@@ -44,7 +44,17 @@ LOADED_BY_MLFLOW = "llm_trainer.training.tracking.pyfunc_model"
 NUMBERS_WORDS = "llm_trainer.tokenizer.word_cache"
 """Uses Arrow as a hash table, and knows nothing of its files."""
 
-HEAVY = ("torch", "ray", "fsspec", "mlflow", "datasets", "tensorboard", "transformers", "matplotlib", "wandb")
+HEAVY = (
+    "torch",
+    "ray",
+    "fsspec",
+    "mlflow",
+    "datasets",
+    "tensorboard",
+    "transformers",
+    "matplotlib",
+    "wandb",
+)
 
 
 def modules() -> list[str]:

@@ -75,7 +75,7 @@ class BackgroundSave:
         try:
             self.wait()
         except Exception as error:
-            logger.error("%s was not saved: %s", self._name, error)  # noqa: TRY400 - not its own
+            logger.error("%s was not saved: %s", self._name, error) - not its own
 
     def _run(self, save: Callable[[], object]) -> None:
         try:
