@@ -1,13 +1,14 @@
 """Files in object stores and on web servers, through fsspec: found by glob, read in ranges.
 
-s3:// needs the extra `s3`, gs:// the package gcsfs, https:// the package aiohttp (http:// is read
-from this machine only: anyone on the way could change it). Credentials come from where each
-package finds them (AWS_*, AWS_ENDPOINT_URL, ~/.aws; FSSPEC_S3_ANON=true for public buckets), never
-from an address.
+s3:// needs the extra `s3`, gs:// the package gcsfs, abfs:// the package adlfs, https:// the package
+aiohttp (http:// is read from this machine only: anyone on the way could change it). Credentials
+come from where each package finds them (AWS_*, AWS_ENDPOINT_URL, ~/.aws; FSSPEC_S3_ANON=true for
+public buckets), never from an address.
 
 Every answer must have as many bytes as were asked for: a short one, like any passing fault, is
-asked for again, TRIES times in all. Where the store can (S3), each answer must be of the content
-that was found first, by its ETag. Price: one question a file for its size, and one a range.
+asked for again, TRIES times in all. Each answer must be of the content that was found first, by
+its ETag: S3 is asked for just that, of other stores the ETag is looked at after each answer.
+Price: one question a file for its size, and one a range (two where the store is not S3).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from llm_trainer.config.secrets import strip_secrets
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 SCHEMES = {
     "s3": ("s3fs", "pip install 'llm-trainer[s3]'"),
     "gs": ("gcsfs", "pip install gcsfs"),
+    "abfs": ("adlfs", "pip install adlfs"),
     "https": ("aiohttp", "pip install aiohttp"),
     "http": ("aiohttp", "pip install aiohttp"),
 }
@@ -36,6 +38,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 BLOCK_BYTES = 8 * 2**20
 """Text is fetched in blocks of this size."""
 TRIES = 5
+_REFUSALS = ("401,", "403,")  # how a web server's error begins
 FIRST_PAUSE = 0.3
 """Seconds before the second try; each later pause is twice as long."""
 _TAGS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime")
@@ -76,21 +79,18 @@ def find_remote(entry: str) -> list[Found]:
 
 def open_remote(address: str, size: int, tag: str | None, least: int = 0) -> BinaryIO:
     """Open a file that `find_remote` found; see `InputFile.open`."""
-    system = _system(address)
-    with _explained(address):
-        found = _found(address, _info(system, address))
-        if (found.size, found.tag) != (size, tag):
-            raise _changed(address, f"{size:,} bytes, {tag}", f"{found.size:,} bytes, {found.tag}")
-    return io.BufferedReader(_Ranges(system, address, size, least or BLOCK_BYTES))
+    system, expected = _system(address), Found(address, size, tag)
+    _check_same(system, expected)
+    return cast(BinaryIO, _Ranges(system, expected, least or BLOCK_BYTES))
 
 
 class _Ranges(io.RawIOBase):
-    """The bytes of a remote file, fetched range by range."""
+    """The bytes of a remote file, fetched range by range; a read is short at the end only."""
 
-    def __init__(self, system: Any, address: str, size: int, least: int) -> None:
+    def __init__(self, system: Any, expected: Found, least: int) -> None:
         self._system = system
-        self._address = address
-        self._size = size
+        self._expected = expected
+        self._address, self._size = expected.address, expected.size
         self._least = least
         self._position = 0
         self._file: Any = None
@@ -112,18 +112,18 @@ class _Ranges(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any, /) -> int:
-        wanted = memoryview(buffer)
-        at = self._position - self._block_start
-        if not 0 <= at < len(self._block):
-            stop = min(self._size, self._position + max(len(wanted), self._least))
-            if stop <= self._position:
-                return 0
-            self._block = self._fetch(self._position, stop)
-            self._block_start, at = self._position, 0
-        data = self._block[at : at + len(wanted)]
-        wanted[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        wanted, done = memoryview(buffer), 0
+        while done < len(wanted) and self._position < self._size:
+            at = self._position - self._block_start
+            if not 0 <= at < len(self._block):
+                stop = self._position + max(len(wanted) - done, self._least)
+                self._block = self._fetch(self._position, min(self._size, stop))
+                self._block_start, at = self._position, 0
+            data = self._block[at : at + len(wanted) - done]
+            wanted[done : done + len(data)] = data
+            self._position += len(data)
+            done += len(data)
+        return done
 
     def close(self) -> None:
         if not self.closed and self._file is not None:
@@ -137,10 +137,14 @@ class _Ranges(io.RawIOBase):
                 with _explained(self._address):
                     data = self._ask(start, stop)
                 if len(data) == stop - start:
+                    if not self._address.startswith("s3:"):
+                        _check_same(self._system, self._expected)
                     return data
+                if len(data) > stop - start:
+                    raise _no_parts(self._address)
                 problem = f"{len(data):,} bytes instead of {stop - start:,}"
             except _Unreachable as error:
-                problem = str(error)
+                problem = error.problem
             if number < TRIES:
                 pause = FIRST_PAUSE * 2 ** (number - 1)
                 logger.info("%s: %s; asked again in %.1f s", self._address, problem, pause)
@@ -226,6 +230,17 @@ def _info(system: Any, address: str) -> dict[str, Any]:
     return info
 
 
+def _check_same(system: Any, expected: Found) -> None:
+    with _explained(expected.address):
+        found = _found(expected.address, _info(system, expected.address))
+        if found != expected:
+            raise _changed(
+                expected.address,
+                f"{expected.size:,} bytes, {expected.tag}",
+                f"{found.size:,} bytes, {found.tag}",
+            )
+
+
 def _file_info(system: Any, address: str) -> dict[str, Any] | None:
     try:
         info = _info(system, address)
@@ -258,12 +273,23 @@ def _is_hidden(path: str, entry: str, scheme: str) -> bool:
 class _Unreachable(DataError):
     """A fault that may be gone at the next try."""
 
+    def __init__(self, address: str, problem: str) -> None:
+        super().__init__(
+            f"{address}: cannot be read ({problem}); check the network and "
+            f"{_endpoint_remedy(address)}"
+        )
+        self.problem = problem
+
 
 def _changed(address: str, before: str, now: str) -> DataError:
     return DataError(
         f"{address}: changed while it was read (was {before}; is {now}); give the command again "
         f"when nothing writes to it"
     )
+
+
+def _no_parts(address: str) -> DataError:
+    return DataError(f"{address}: the server cannot send parts of a file; fetch it to a file first")
 
 
 @contextmanager
@@ -274,31 +300,42 @@ def _explained(address: str) -> Iterator[None]:
     except LLMTrainerError:
         raise
     except Exception as error:
-        message = strip_secrets(" ".join(str(error).split())) or type(error).__name__
-        kind = type(error).__name__
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{address}: no such file, bucket or folder ({message})") from error
-        if isinstance(error, PermissionError) or "Credentials" in kind:
-            raise DataError(
-                f"{address}: access was refused ({message}); {_access_remedy(address)}"
-            ) from error
-        if "PreconditionFailed" in message or "expired" in message:
-            raise _changed(address, "one version", "another") from error
-        if isinstance(error, ValueError) and "range requests" in message:
-            raise DataError(
-                f"{address}: the server cannot send parts of a file; fetch it to a file first"
-            ) from error
-        if isinstance(error, ConnectionError | TimeoutError | OSError) or _is_network(error):
-            raise _Unreachable(
-                f"{address}: cannot be read ({kind}: {message}); check the network and "
-                f"{_endpoint_remedy(address)}"
-            ) from error
-        raise
+        cause = error
+        if address.startswith("http") and isinstance(error, FileNotFoundError):
+            while isinstance(cause.__cause__, Exception):  # fsspec calls all that goes wrong so
+                cause = cause.__cause__
+        explained = _explain(address, cause)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explain(address: str, error: Exception) -> LLMTrainerError | None:
+    message = strip_secrets(" ".join(str(error).split())) or type(error).__name__
+    kind = type(error).__name__
+    if isinstance(error, LLMTrainerError):
+        return error
+    if isinstance(error, FileNotFoundError) or message.startswith("404,"):
+        return DataError(f"{address}: no such file, bucket or folder ({message})")
+    if isinstance(error, PermissionError) or "Credentials" in kind or message[:4] in _REFUSALS:
+        return DataError(f"{address}: access was refused ({message}); {_access_remedy(address)}")
+    if "PreconditionFailed" in message or kind == "FileExpired":
+        return _changed(address, "one version", "another")
+    if isinstance(error, ValueError) and "range requests" in message:
+        return _no_parts(address)
+    if isinstance(error, ValueError) and "Invalid pattern" in message:
+        return DataError(
+            f"{address}: ** stands for folders and must be alone between two slashes, as in "
+            f"s3://bucket/**/*.jsonl"
+        )
+    if isinstance(error, ConnectionError | TimeoutError | OSError) or _is_network(error):
+        return _Unreachable(address, f"{kind}: {message}")
+    return None
 
 
 def _is_network(error: Exception) -> bool:
     module = type(error).__module__.partition(".")[0]
-    return module in ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google")
+    return module in ("aiohttp", "botocore", "aiobotocore", "gcsfs", "google", "azure")
 
 
 def _access_remedy(address: str) -> str:
@@ -309,6 +346,8 @@ def _access_remedy(address: str) -> str:
         )
     if address.startswith("gs:"):
         return "set GOOGLE_APPLICATION_CREDENTIALS to the key file of someone who may read it"
+    if address.startswith("abfs:"):
+        return "set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY of it"
     return "only what anyone may read can be fetched from a web server"
 
 
