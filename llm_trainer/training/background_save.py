@@ -75,7 +75,7 @@ class BackgroundSave:
         try:
             self.wait()
         except Exception as error:
-            logger.error("%s was not saved: %s", self._name, error) - not its own
+            logger.error("%s was not saved: %s", self._name, error)
 
     def _run(self, save: Callable[[], object]) -> None:
         try:

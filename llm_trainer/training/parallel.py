@@ -15,17 +15,13 @@ from llm_trainer.training.distributed import World
 from llm_trainer.training.execution import Execution
 from llm_trainer.training.one_process import OneProcess
 from llm_trainer.training.reduction import is_power_of_two
-from llm_trainer.utils.memory import optimizer_bytes
+from llm_trainer.utils.memory import COMFORTABLE, FLOAT32_BYTES, optimizer_bytes
 from llm_trainer.utils.parameters import count_parameters
+from llm_trainer.utils.present import present_memory
 
 logger = logging.getLogger(__name__)
 
 Way = Literal["none", "ddp", "fsdp"]
-
-COMFORTABLE = 0.6
-"""Share of a device's memory that weights, gradients and optimizer may take for `auto` to choose
-ddp; the rest is for activations."""
-FLOAT32_BYTES = 4
 
 
 def choose_way(
@@ -76,12 +72,8 @@ def make_way(
 
 def _memory(device: torch.device, local_size: int) -> int:
     """Bytes that a process of this machine may use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    total: int = psutil.virtual_memory().total
-    return total // local_size
+    there = present_memory(device)
+    return there if device.type == "cuda" else there // local_size
 
 
 def _problems(config: TrainingConfig, way: Way, world: World, device: torch.device) -> list[str]:

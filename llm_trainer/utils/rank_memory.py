@@ -27,9 +27,6 @@ SLACK = 0.06
 CERTAIN_SHARE = 0.5
 """Share of the estimated activations and logits that counts as certain: a compiled step keeps less
 than the estimate, never less than half."""
-COMFORTABLE = 0.6
-"""Share of a device that weights, gradients and optimizer states may take for whole models on each
-rank; the rest is for activations."""
 CLOSE_SHARE = 0.8
 """Share of the memory from which a plan is said to be close: on a CPU, peaks were up to a fifth
 above the plan (docs/scale.md)."""

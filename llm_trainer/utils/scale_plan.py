@@ -18,8 +18,9 @@ from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.utils.fault_model import Saving, plan_saving
 from llm_trainer.utils.hardware import Cluster
+from llm_trainer.utils.memory import COMFORTABLE
 from llm_trainer.utils.planning import format_bytes, format_seconds
-from llm_trainer.utils.rank_memory import COMFORTABLE, RankMemory, rank_memory, verdict
+from llm_trainer.utils.rank_memory import RankMemory, rank_memory, verdict
 from llm_trainer.utils.step_model import Job, Parallel, StepTime, step_time
 
 Choice = Literal["auto", "none", "ddp", "fsdp", "hybrid"]
