@@ -4,7 +4,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 VENV ?= .venv
-WORKERS ?= logical
+# half as many again as processors: tests often wait for processes that they start
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN || echo 2); echo $$((n + n / 2)))
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Continue prompts with a trained model.
 
-    python scripts/generate.py --model_path models/final --prompts "def " "import " --seed 1
+    python scripts/generate.py --model_path models/final --prompts "def __init__(self" --seed 1
     python scripts/generate.py --model_path models/final --interactive
 
 Exit codes: 0 done, 2 wrong input, 130 interrupted.
@@ -35,7 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model_path", required=True, help="model directory, such as models/final")
     add("--tokenizer_path", help="tokenizer directory; default: the one inside model_path")
-    add("--prompts", nargs="+", metavar="TEXT", help="texts to continue; '' begins a document")
+    add(
+        "--prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="texts to continue, best without a space at the end; '' begins a document",
+    )
     add(
         "--interactive", action="store_true", help="read prompts from the terminal, after --prompts"
     )

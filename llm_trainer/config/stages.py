@@ -25,8 +25,10 @@ class EvaluationConfig(Config):
     """Rows per forward pass; changes memory and speed, not the result beyond rounding."""
     confidence: float = 0.95
     """Level of the confidence interval of bits per byte."""
-    prompts: list[str] = field(default_factory=lambda: ["def ", "import ", "class "])
-    """Fixed prompts that samples continue."""
+    prompts: list[str] = field(
+        default_factory=lambda: ["def __init__(self", "import os", "class Test"]
+    )
+    """Fixed prompts that samples continue. Words carry the space before them: end without one."""
     samples_per_prompt: int = 2
     """Samples of each prompt."""
     max_new_tokens: int = 96

@@ -67,6 +67,16 @@ def test_a_preset_says_what_it_is(name: str) -> None:
     assert len(describe(name, CONFIGS)) > 40
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_prompt_ends_in_a_space(name: str, params: Path) -> None:
+    """Words carry the space before them: a space alone is seldom followed by one."""
+    apply_preset(name, params, CONFIGS)
+    loaded = load_experiment(params)
+    prompts = loaded.training.sample_prompts + loaded.evaluation.prompts
+    assert prompts
+    assert [prompt for prompt in prompts if prompt != prompt.rstrip()] == []
+
+
 def test_every_key_of_params_yaml_has_a_comment() -> None:
     for line in (ROOT / "params.yaml").read_text().splitlines():
         if line.strip() and not line.startswith("#"):
@@ -100,7 +110,7 @@ def test_comments_and_layout_of_the_user_stay(params: Path) -> None:
     after = params.read_text()
     assert "\n# my own note\n\nmodel:" in after
     assert load_experiment(params).tokenizer.vocab_size == 512
-    assert load_experiment(params).training.sample_prompts == ["def "]
+    assert load_experiment(params).training.sample_prompts == ["def __init__(self"]
     # a comment behind a value keeps its column
     assert {line.index("# ") for line in after.splitlines() if line.startswith("  vocab")} == {39}
 

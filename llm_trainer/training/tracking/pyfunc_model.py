@@ -1,7 +1,7 @@
 """The MLflow model, as code: prompts in, continued text out. Saved as text beside the weights.
 
     model = mlflow.pyfunc.load_model("runs:/<run id>/model")
-    model.predict([{"prompt": "def "}], params={"max_new_tokens": 64, "seed": 1})
+    model.predict([{"prompt": "def __init__(self"}], params={"max_new_tokens": 64, "seed": 1})
 
 Temperature 0 is greedy; top_k 0 and top_p 1.0 switch these filters off. Each prompt is continued
 on its own, so the same seed gives the same text in whatever company.
