@@ -125,8 +125,8 @@ def watch(made: Trainer, progress: Progress) -> None:
         progress.set(Progress.DONE, position())
         progress.set(Progress.STARTED, 1)
 
-    def saved() -> Path:
-        path = save()
+    def saved(*, wait: bool = True) -> Path:
+        path = save(wait=wait)
         progress.set(Progress.COMMITTED, position())
         return path
 
