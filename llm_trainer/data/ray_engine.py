@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,10 +51,15 @@ _OURS = {
     "RAY_task_oom_retries": str(_MAX_RETRIES),  # by default without end
 }
 """Environment of a cluster on this machine."""
+_ONE_TRY = {"RAY_gcs_server_port_wait_time_s": "1"}
+"""A head that refuses our token, or hides behind another address, is asked once (which may take 40
+seconds); Ray would ask it 20 times."""
 
 
 _TOKEN = secrets.token_hex(32)
 """Of clusters on this machine; one for this process, since Ray keeps the first it reads."""
+_reads_tokens: list[bool] = []
+"""Whether Ray, which asks the environment when it is imported, asks for a token; empty before."""
 
 
 class RayCluster:
@@ -168,7 +173,7 @@ def _connected(engine: Engine, directory: Path | None) -> Iterator[RayCluster]:
     except ImportError as error:
         raise MissingDependencyError(
             f"runtime.engine: ray needs the package `ray` ({error}); "
-            f"`pip install 'llm-trainer[ray]'`, or set runtime.engine: local"
+            f"`pip install -e '.[ray]'`, or set runtime.engine: local"
         ) from error
     if ray.is_initialized():
         raise LLMTrainerError(
@@ -218,7 +223,8 @@ def _join(ray: Any, address: str) -> None:
     try:
         if address != "auto":  # Ray would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        ray.init(address=address, configure_logging=False, log_to_driver=False)
+        with _environment(_ONE_TRY):
+            ray.init(address=address, configure_logging=False, log_to_driver=False)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise LLMTrainerError(
             f"runtime.ray_address: {address}: no Ray cluster can be reached there "
@@ -252,24 +258,42 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _local_environment() -> Iterator[None]:
-    values = {**_OURS, "RAY_AUTH_TOKEN": _TOKEN}
-    before = {name: os.environ.get(name) for name in (*values, "RAY_ADDRESS")}
-    os.environ.update(values)
-    os.environ.pop("RAY_ADDRESS", None)
+    if not _reads_tokens:
+        _reads_tokens.append("ray" not in sys.modules or os.environ.get("RAY_AUTH_MODE") == "token")
+    if not _reads_tokens[0]:
+        raise LLMTrainerError(
+            "Ray was imported before, without RAY_AUTH_MODE=token in the environment, so that a "
+            "cluster on this machine would be open to all who use it; set that, or import ray later"
+        )
     constants: Any = sys.modules.get("ray._private.ray_constants")
     was = getattr(constants, "ENABLE_RAY_CLUSTER", None)  # read from the environment at import
     if constants is not None:
         constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with _environment({**_OURS, "RAY_AUTH_TOKEN": _TOKEN, "RAY_ADDRESS": None}):
+            yield
     finally:
         if constants is not None:
             constants.ENABLE_RAY_CLUSTER = was
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables of the environment, or with None take them away, for a while."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _set(values)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextmanager

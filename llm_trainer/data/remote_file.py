@@ -27,7 +27,7 @@ from llm_trainer.exceptions import DataError, LLMTrainerError, MissingDependency
 logger = logging.getLogger(__name__)
 
 SCHEMES = {
-    "s3": ("s3fs", "pip install 'llm-trainer[s3]'"),
+    "s3": ("s3fs", "pip install -e '.[s3]'"),
     "gs": ("gcsfs", "pip install gcsfs"),
     "abfs": ("adlfs", "pip install adlfs"),
     "https": ("aiohttp", "pip install aiohttp"),

@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes in one machine, in a process of its own that can lose a node.
 
-`python -m tests.data.ray_nodes` prints the address, then kills a node for each line it reads and
-says so; it ends with its input. Its files are in RAY_TMPDIR.
+`python -m tests.data.ray_nodes` prints the address; a line that it reads makes it kill the node
+that is not the head, and say so; it ends with its input. Its files are in RAY_TMPDIR.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Nodes:
         self.address: str = json.loads(process.stdout.readline())
 
     def kill_one(self) -> None:
-        """Kill a node with its workers."""
+        """Kill the node that is not the head, with its workers."""
         self._process.stdin.write("kill\n")  # type: ignore[union-attr]
         self._process.stdin.flush()  # type: ignore[union-attr]
         assert self._process.stdout.readline() == "killed\n"  # type: ignore[union-attr]
@@ -60,16 +60,12 @@ def two_nodes(temporary: str) -> Iterator[Nodes]:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    head = {
-        "num_cpus": 0,
-        "include_dashboard": False,
-        "object_store_memory": 80 * 2**20,
-    }
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=150 * 2**20) for _ in range(2)]
+    node = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    other = cluster.add_node(**node)
     print(json.dumps(cluster.address), flush=True)
     for _ in sys.stdin:
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        cluster.remove_node(other, allow_graceful=False)
         print("killed", flush=True)
     cluster.shutdown()
 

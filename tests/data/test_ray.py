@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+if importlib.util.find_spec("ray") is None:  # not imported: that would read the environment
+    pytest.skip("needs the extra ray: pip install -e '.[ray]'", allow_module_level=True)
+
 from llm_trainer.config import SourceConfig
 from llm_trainer.config.data import PackingConfig
-from llm_trainer.data import raw_file, units
+from llm_trainer.data import encode_ray, raw_file, raw_fill, ray_engine, units
+from llm_trainer.data.chunks import Chunk, read_unit
+from llm_trainer.data.encode import EncodedChunk, EncodeTask
 from llm_trainer.data.engine import LOCAL, Engine
 from llm_trainer.data.ledger import Ledger
 from llm_trainer.data.packing import pack_corpus
 from llm_trainer.data.raw import RawCorpus, build_raw
-from llm_trainer.data.ray_engine import connect
+from llm_trainer.data.ray_engine import RayCluster, connect
 from llm_trainer.data.sources import iter_placed, open_source
 from llm_trainer.exceptions import ConfigurationError, DataError, LLMTrainerError
 from llm_trainer.tokenizer import BPETokenizer
@@ -36,15 +44,35 @@ from tests.data.sources import csv_bytes, jsonl
 from tests.test_layers import ROOT
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
-    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """Set before anything of Ray is used, since it reads some of it once."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
-        with two_nodes(temporary) as running:
-            yield running
-    subprocess.run(["rm", "-rf", temporary], check=True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        two_nodes(temporary) as running,
+        connect(Engine("ray", running.address)) as cluster,
+    ):
+        assert cluster.num_workers == 2
+
+        @contextmanager
+        def connected(engine: Engine) -> Iterator[RayCluster]:
+            """One connection for all: each new one would start workers of its own."""
+            assert engine.address == running.address
+            yield RayCluster(engine.num_workers or 2)
+
+        patch.setattr(ray_engine, "connect", connected)
+        patch.setattr(encode_ray, "connect", connected)
+        yield running
+    shutil.rmtree(temporary)
 
 
 @pytest.fixture(autouse=True)
@@ -81,119 +109,6 @@ def both(
     build_raw(config, tmp_path / "local", progress=False)
     build_raw(config, tmp_path / "ray", progress=False, engine=engine)
     return content(tmp_path / "local"), content(tmp_path / "ray")
-
-
-@pytest.mark.parametrize(
-    ("num_workers", "settings"),
-    [
-        (1, {}),
-        (2, {}),
-        (2, {"validation_file": "b.jsonl.gz"}),
-        (2, {"max_documents": 431, "validation_fraction": 0.2}),
-        (2, {"max_documents": 150, "validation_file": "d.parquet"}),
-    ],
-)
-def test_download_gives_the_bytes_of_the_local_engine(
-    tmp_path: Path, nodes: Nodes, folder: Path, settings: dict[str, Any], num_workers: int
-) -> None:
-    settings = {"max_document_bytes": 4000, "validation_fraction": 0.1, **settings}
-    train = [str(path) for path in sorted(folder.iterdir())]
-    if "validation_file" in settings:
-        settings["validation_file"] = str(folder / settings["validation_file"])
-        train.remove(settings["validation_file"])
-    config = SourceConfig(train_file=train, **settings)
-    local, ray = both(tmp_path, config, Engine("ray", nodes.address, num_workers))
-    assert local == ray
-    assert len(local) >= 3
-    # and of reading without units: the documents and the books that iter_placed gives
-    ledger = Ledger("download")
-    expected: dict[str, list[Any]] = {"train": [], "validation": []}
-    for placed in iter_placed(open_source(config), config, ledger):
-        expected[placed.split].append(placed.document)
-        ledger.give_out(1, len(placed.data))
-    corpus = RawCorpus(tmp_path / "ray")
-    for split, documents in expected.items():
-        assert list(corpus.iter_documents(split)) == documents
-    assert corpus.manifest["ledger"] == ledger.to_dict()
-
-
-@pytest.mark.parametrize(
-    ("bad", "settings"),
-    [
-        (['{"text": 1}'], {}),
-        (["{", "{", "{"], {"on_bad_line": "skip", "max_bad_lines": 2}),
-        (["", "  "], {"text_column": "none"}),
-    ],
-)
-def test_messages_are_those_of_the_local_engine(
-    tmp_path: Path, nodes: Nodes, bad: list[str], settings: dict[str, Any]
-) -> None:
-    lines = jsonl(random_texts(2, 300, 40)).splitlines(True)
-    for number, line in enumerate(bad):
-        lines.insert(250 + 20 * number, line.encode() + b"\n")
-    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
-    config = SourceConfig(train_file=str(tmp_path / "a.jsonl"), **settings)
-    messages = []
-    for engine in (LOCAL, Engine("ray", nodes.address, 2)):
-        with pytest.raises(DataError) as caught:
-            build_raw(config, tmp_path / "raw", progress=False, engine=engine)
-        messages.append(str(caught.value))
-    assert messages[0] == messages[1]
-    assert "a.jsonl:" in messages[0]
-
-
-def test_packing_gives_the_bytes_of_the_local_engine(
-    tmp_path: Path, nodes: Nodes, folder: Path
-) -> None:
-    build_raw(SourceConfig(train_file=str(folder)), tmp_path / "raw", progress=False)
-    raw = RawCorpus(tmp_path / "raw")
-    tokenizer = BPETokenizer()
-    tokenizer.train([d.text for d in raw.iter_documents("train")], vocab_size=300)
-    config = PackingConfig(max_length=32)
-    pack_corpus(raw, tokenizer, config, tmp_path / "local", num_workers=1, progress=False)
-    for num_workers in (1, 2):
-        engine = Engine("ray", nodes.address, num_workers)
-        arguments = (raw, tokenizer, config, tmp_path / "ray")
-        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
-        assert content(tmp_path / "local") == content(tmp_path / "ray")
-    damaged = raw.files("train")[1]
-    damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(LLMTrainerError, match="run `dvc repro download`"):
-        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
-
-
-def slowly(number: int, log: Path) -> Iterator[tuple[int, int, np.ndarray]]:
-    """A part that takes a while: 6 pieces of 1 MiB, and a line for each that begins."""
-    with open(log, "a") as file:
-        file.write(f"{number}\n")
-    for piece in range(6):
-        time.sleep(0.05)
-        yield os.getpid(), piece, np.full(2**20, 16 * number + piece, np.uint8)
-
-
-def test_a_lost_worker_and_a_lost_node_are_made_good(
-    tmp_path: Path, nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The last that uses both nodes, as it takes one away."""
-    log = tmp_path / "log"
-    with connect(Engine("ray", nodes.address, 2)) as cluster:
-        for number, stream in cluster.ordered(slowly, range(8), shared=(log,), ahead=4):
-            pieces = []
-            for pid, piece, data in stream:
-                assert (data == 16 * number + piece).all()
-                pieces.append(piece)
-                if (number, piece) == (1, 2):
-                    os.kill(pid, signal.SIGKILL)  # the worker that is at it
-                if (number, piece) == (4, 1):
-                    nodes.kill_one()
-            assert pieces == list(range(6))
-    begun = [int(line) for line in log.read_text().split()]
-    assert set(begun) == set(range(8))
-    assert begun.count(1) == 2  # done again, and that was not all
-    assert len(begun) >= 10
-    config = SourceConfig(train_file=str(folder), validation_fraction=0.1)
-    local, ray = both(tmp_path, config, Engine("ray", nodes.address, 2))
-    assert local == ray
 
 
 # --------------------------------------------------------------------------- one machine
@@ -267,5 +182,146 @@ def test_what_cannot_be_reached_or_is_missing_is_named(
     with pytest.raises(ConfigurationError, match="must be host:port"):
         build_raw(config, tmp_path / "raw", progress=False, engine=Engine("ray", "ray://a:1"))
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(LLMTrainerError, match=r"pip install 'llm-trainer\[ray\]'"):
+    with pytest.raises(LLMTrainerError, match=r"pip install -e '\.\[ray\]'"):
         build_raw(config, tmp_path / "raw", progress=False, engine=Engine("ray"))
+
+
+# --------------------------------------------------------------------------- two nodes
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "settings"),
+    [
+        (1, {"max_documents": 431, "validation_fraction": 0.2}),
+        (2, {"validation_file": "b.jsonl.gz"}),
+        (2, {"max_documents": 150, "validation_file": "d.parquet"}),
+    ],
+)
+def test_download_gives_the_bytes_of_the_local_engine(
+    tmp_path: Path, nodes: Nodes, folder: Path, settings: dict[str, Any], num_workers: int
+) -> None:
+    settings = {"max_document_bytes": 4000, "validation_fraction": 0.1, **settings}
+    train = [str(path) for path in sorted(folder.iterdir())]
+    if "validation_file" in settings:
+        settings["validation_file"] = str(folder / settings["validation_file"])
+        train.remove(settings["validation_file"])
+    config = SourceConfig(train_file=train, **settings)
+    local, ray = both(tmp_path, config, Engine("ray", nodes.address, num_workers))
+    assert local == ray
+    assert len(local) >= 3
+    # and of reading without units: the documents and the books that iter_placed gives
+    ledger = Ledger("download")
+    expected: dict[str, list[Any]] = {"train": [], "validation": []}
+    for placed in iter_placed(open_source(config), config, ledger):
+        expected[placed.split].append(placed.document)
+        ledger.give_out(1, len(placed.data))
+    corpus = RawCorpus(tmp_path / "ray")
+    for split, documents in expected.items():
+        assert list(corpus.iter_documents(split)) == documents
+    assert corpus.manifest["ledger"] == ledger.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings"),
+    [
+        (['{"text": 1}'], {}),
+        (["{", "{", "{"], {"on_bad_line": "skip", "max_bad_lines": 2}),
+    ],
+)
+def test_messages_are_those_of_the_local_engine(
+    tmp_path: Path, nodes: Nodes, bad: list[str], settings: dict[str, Any]
+) -> None:
+    lines = jsonl(random_texts(2, 300, 40)).splitlines(True)
+    for number, line in enumerate(bad):
+        lines.insert(250 + 20 * number, line.encode() + b"\n")
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    config = SourceConfig(train_file=str(tmp_path / "a.jsonl"), **settings)
+    messages = []
+    for engine in (LOCAL, Engine("ray", nodes.address, 2)):
+        with pytest.raises(DataError) as caught:
+            build_raw(config, tmp_path / "raw", progress=False, engine=engine)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert "a.jsonl:" in messages[0]
+
+
+def test_packing_gives_the_bytes_of_the_local_engine_though_a_worker_is_killed(
+    tmp_path: Path, nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_raw(SourceConfig(train_file=str(folder)), tmp_path / "raw", progress=False)
+    raw = RawCorpus(tmp_path / "raw")
+    tokenizer = BPETokenizer()
+    tokenizer.train([d.text for d in raw.iter_documents("train")], vocab_size=300)
+    config = PackingConfig(max_length=32)
+    pack_corpus(raw, tokenizer, config, tmp_path / "local", num_workers=1, progress=False)
+    monkeypatch.setattr(encode_ray, "_encode", encode_and_die)
+    for num_workers in (1, 2):
+        engine = Engine("ray", nodes.address, num_workers)
+        arguments = (raw, tokenizer, config, tmp_path / "ray")
+        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
+        assert content(tmp_path / "local") == content(tmp_path / "ray")
+    assert (tmp_path / "killed").exists()
+    damaged = raw.files("train")[1]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(LLMTrainerError, match="run `dvc repro download`"):
+        pack_corpus(*arguments, num_workers=1, progress=False, engine=engine)
+
+
+def read_and_die(unit: units.Unit, config: SourceConfig) -> Iterator[Chunk]:
+    """Read a unit; whoever reads the first of a Parquet file is killed when it has."""
+    yield from read_unit(unit, config)
+    die_once(unit.parts[0].file.place, unit.parts[0].file.format == "parquet")
+
+
+def encode_and_die(
+    task: EncodeTask, tokenizer: BPETokenizer, dtype: Any
+) -> Iterator[EncodedChunk | int]:
+    """Encode a row group; whoever encodes the first of the third file is killed when it has."""
+    yield from encode_ray._encode(task, tokenizer, dtype)
+    die_once(task.path, "00002" in task.path)
+
+
+def die_once(place: str, is_it: bool) -> None:
+    flag = Path(place).parent.parent / "killed"
+    if is_it and not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def slowly(number: int, log: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """A part that takes a while: 6 pieces of 1 MiB, and a line for each that begins."""
+    with open(log, "a") as file:
+        file.write(f"{number}\n")
+    for piece in range(6):
+        time.sleep(0.05)
+        yield piece, np.full(2**20, 16 * number + piece, np.uint8)
+
+
+def test_a_killed_worker_changes_no_byte_of_a_download(
+    tmp_path: Path, nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SourceConfig(train_file=str(folder))
+    build_raw(config, tmp_path / "local", progress=False)
+    monkeypatch.setattr(raw_fill, "read_unit", read_and_die)
+    build_raw(config, tmp_path / "ray", progress=False, engine=Engine("ray", nodes.address, 2))
+    assert (folder.parent / "killed").exists()
+    assert content(tmp_path / "local") == content(tmp_path / "ray")
+
+
+def test_a_lost_node_is_made_good(tmp_path: Path, nodes: Nodes, folder: Path) -> None:
+    """The last that uses both nodes, as it takes one away."""
+    log = tmp_path / "log"
+    for number, stream in RayCluster(2).ordered(slowly, range(8), shared=(log,), ahead=4):
+        pieces = []
+        for piece, data in stream:
+            assert (data == 16 * number + piece).all()
+            pieces.append(piece)
+            if (number, piece) == (3, 1):
+                nodes.kill_one()
+        assert pieces == list(range(6))
+    begun = [int(line) for line in log.read_text().split()]
+    assert set(begun) == set(range(8))
+    assert len(begun) >= 9  # what was on it was done again
+    config = SourceConfig(train_file=str(folder), validation_fraction=0.1)
+    local, ray = both(tmp_path, config, Engine("ray", nodes.address, 2))
+    assert local == ray

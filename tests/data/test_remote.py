@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+pytest.importorskip("s3fs", reason="needs the extra s3: pip install -e '.[s3]'")
+pytest.importorskip("moto", reason="the object store of the tests: pip install -e '.[dev]'")
+
 from llm_trainer.config import SourceConfig
 from llm_trainer.data import remote_file, streams, units
 from llm_trainer.data.intake import Intake
@@ -195,7 +198,7 @@ def test_mistakes_are_named_with_their_remedy(
     from fsspec.registry import _registry
 
     monkeypatch.delitem(_registry, "s3", raising=False)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'llm-trainer\[s3\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install -e '\.\[s3\]'"):
         open_local(SourceConfig(train_file="s3://texts/a.jsonl"))
 
 
