@@ -55,7 +55,8 @@ def test_killed_stopped_and_given_again_it_ends_in_the_bytes_of_one_process(
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, len(errors)) == (1, 1), err
     assert "the process of rank 1 was killed by SIGKILL" in errors[0]
-    assert seconds < 40 and "Traceback" not in err
+    assert seconds < 40
+    assert "Traceback" not in err
 
     code, err, _ = disturb(project, "launcher", signal.SIGTERM)
     assert code == 143, err
@@ -68,10 +69,11 @@ def test_killed_stopped_and_given_again_it_ends_in_the_bytes_of_one_process(
     err = train(project)
     assert "on cpu in 2 processes of 1 thread each" in err
     assert err.count("resuming from") == 1
-    assert len(list((project / ".checkpoints").iterdir())) == 2  # the run, and the trackers' record
+    assert len(list((project / ".checkpoints").iterdir())) == 1, "one run, whatever the launcher"
     assert outputs(project) == undisturbed
     metrics = json.loads((project / "metrics/train.json").read_text())
-    assert metrics["steps"] == 120 and metrics["tokens"] == 120 * 8 * 32
+    assert metrics["steps"] == 120
+    assert metrics["tokens"] == 120 * 8 * 32
 
 
 def test_what_cannot_be_is_said_once_and_before_any_process(project: Path) -> None:
@@ -79,7 +81,8 @@ def test_what_cannot_be_is_said_once_and_before_any_process(project: Path) -> No
     code, err = ended(start(project))
     assert code == 2
     assert err.startswith("error: train: gradient_accumulation_steps * world_size (4)")
-    assert len(err.splitlines()) == 1 and not (project / LOCK_NAME).read_text()
+    assert len(err.splitlines()) == 1
+    assert not (project / LOCK_NAME).read_text()
 
 
 def test_an_error_of_all_processes_is_said_once(project: Path, tmp_path: Path) -> None:
@@ -90,7 +93,8 @@ def test_an_error_of_all_processes_is_said_once(project: Path, tmp_path: Path) -
     code, err = ended(start(broken))
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, len(errors)) == (2, 1), err
-    assert "manifest.json: missing" in errors[0] and "Traceback" not in err
+    assert "manifest.json: missing" in errors[0]
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,8 @@ def test_settings_are_checked(runtime: dict[str, Any], message: str) -> None:
 
 def test_who_starts_others(monkeypatch: pytest.MonkeyPatch) -> None:
     two = RuntimeConfig(**TWO)
-    assert wants_launch(two) and not wants_launch(RuntimeConfig())
+    assert wants_launch(two)
+    assert not wants_launch(RuntimeConfig())
     assert processes_per_node(two) == 2
     with pytest.raises(ConfigurationError, match="there is no GPU; give a number"):
         processes_per_node(RuntimeConfig(launcher="torchrun", device="cpu"))
@@ -158,7 +163,8 @@ def test_the_cause_of_an_end(failures: Any, code: int, line: str | None) -> None
 def test_there_is_something_to_join_or_it_is_said(project: Path) -> None:
     configure(project, TWO)
     code, err = ended(start(project, "pipeline.launch"))
-    assert code == 2 and "there is nothing to join" in err
+    assert code == 2
+    assert "there is nothing to join" in err
 
 
 def test_a_launched_process_does_not_outlive_its_launcher(tmp_path: Path) -> None:
