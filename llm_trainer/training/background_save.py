@@ -47,17 +47,7 @@ class BackgroundSave:
         Raises:
             Exception: what the save ended with.
         """
-        thread = self._thread
-        if thread is not None:
-            if thread.is_alive():
-                started = time.monotonic()
-                thread.join()
-                logger.info(
-                    "waited %.2f s for %s to be saved", time.monotonic() - started, self._name
-                )
-            thread.join()
-            self._thread = None
-        error, self._error = self._error, None
+        error = self._join()
         if error is not None:
             raise error
 
@@ -72,10 +62,22 @@ class BackgroundSave:
 
     def settle(self) -> None:
         """Wait as `wait` does; an error is only logged, since another one is on its way up."""
-        try:
-            self.wait()
-        except Exception as error:
+        error = self._join()
+        if error is not None:
             logger.error("%s was not saved: %s", self._name, error)
+
+    def _join(self) -> BaseException | None:
+        """Wait, and return what the save ended with."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            if thread.is_alive():
+                started = time.monotonic()
+                thread.join()
+                waited = time.monotonic() - started
+                logger.info("waited %.2f s for %s to be saved", waited, self._name)
+            thread.join()
+        error, self._error = self._error, None
+        return error
 
     def _run(self, save: Callable[[], object]) -> None:
         try:
