@@ -111,8 +111,8 @@ def _stream(build: RawBuild, reader: Reader, config: SourceConfig) -> Iterator[C
     """Chunks of a source that is read as a whole; what was read before is read again."""
     if build.replay_from is not None:
         intake = Intake(config, Ledger("download"))
-        _replay(build, lambda most: chunked(
-            iter(reader(intake)), intake, num_bad=0, skip=build.replay_from or 0, most=most
+        _replay(build, lambda skip, most: chunked(
+            iter(reader(intake)), intake, num_bad=0, skip=skip, most=most
         ))  # fmt: skip
     intake = Intake(config, Ledger("download"))
     documents = iter(reader(intake))
@@ -122,8 +122,8 @@ def _stream(build: RawBuild, reader: Reader, config: SourceConfig) -> Iterator[C
 def _here(build: RawBuild, unit: Unit, config: SourceConfig) -> Iterator[int]:
     """Read (the rest of) a unit in this process."""
     if build.replay_from is not None:
-        _replay(build, lambda most: read_unit(
-            unit, config, lines_before=build.lines_before, skip=build.replay_from or 0, most=most
+        _replay(build, lambda skip, most: read_unit(
+            unit, config, lines_before=build.lines_before, skip=skip, most=most
         ))  # fmt: skip
     chunks = read_unit(
         unit,
@@ -149,14 +149,18 @@ def _add_all(
     return chunk
 
 
-def _replay(build: RawBuild, read: Callable[[Callable[[], int]], Iterator[Chunk]]) -> None:
+def _replay(build: RawBuild, read: Callable[[int, Callable[[], int]], Iterator[Chunk]]) -> None:
+    """Write again what no complete file has; `read` is told where to begin, and asks how far."""
     assert build.replay_from is not None
-    done = [build.replay_from]
-    build.replay_from = None
-    for chunk in read(lambda: build.skip - done[0]):
-        build.replay(chunk, done[0])
-        done[0] += len(chunk)
-        if done[0] >= build.skip:
+    done, build.replay_from = build.replay_from, None
+
+    def most() -> int:
+        return build.skip - done
+
+    for chunk in read(done, most):
+        build.replay(chunk, done)
+        done += len(chunk)
+        if done >= build.skip:
             return
 
 

@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes in one machine, in a process of its own that can lose a node.
 
-`python -m tests.data.ray_nodes` prints the address; a line that it reads makes it kill the node
+`python -m tests.data.ray_nodes 150` prints the address; a line that it reads makes it kill the node
 that is not the head, and say so; it ends with its input. Its files are in RAY_TMPDIR.
 """
 
@@ -44,9 +44,10 @@ class Nodes:
 
 
 @contextmanager
-def two_nodes(temporary: str) -> Iterator[Nodes]:
+def two_nodes(temporary: str, store_mb: int = 150) -> Iterator[Nodes]:
+    """Two nodes of one core and so much memory for results each."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.data.ray_nodes"],
+        [sys.executable, "-m", "tests.data.ray_nodes", str(store_mb)],
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": temporary},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -60,7 +61,7 @@ def two_nodes(temporary: str) -> Iterator[Nodes]:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+    node = {"num_cpus": 1, "object_store_memory": int(sys.argv[1]) * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     other = cluster.add_node(**node)
     print(json.dumps(cluster.address), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import os
 import shutil
@@ -18,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 if importlib.util.find_spec("ray") is None:  # not imported: that would read the environment
@@ -38,9 +35,9 @@ from llm_trainer.data.ray_engine import RayCluster, connect
 from llm_trainer.data.sources import iter_placed, open_source
 from llm_trainer.exceptions import ConfigurationError, DataError, LLMTrainerError
 from llm_trainer.tokenizer import BPETokenizer
-from tests.data.raw_corpora import random_texts
+from tests.data.raw_corpora import random_texts, write_sources
 from tests.data.ray_nodes import ENVIRONMENT, Nodes, two_nodes
-from tests.data.sources import csv_bytes, jsonl
+from tests.data.sources import jsonl
 from tests.test_layers import ROOT
 
 
@@ -85,17 +82,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One file of each kind, several of them in more than one unit."""
     folder = tmp_path_factory.mktemp("sources")
-    texts = random_texts(1, 900, 60)
-    lines = jsonl([*texts[:300], "", "copy", "copy", "long\n" * 3000])
-    (folder / "a.jsonl").write_bytes(lines.replace(b"\n", b"\n\n", 40))
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress(jsonl([*texts[300:450], "copy"])))
-    (folder / "c.csv").write_bytes(csv_bytes(texts[450:600]))
-    table = pa.table({"text": texts[600:800]})
-    pq.write_table(table, folder / "d.parquet", row_group_size=30)
-    for number, text in enumerate(texts[800:]):
-        (folder / f"e{number:03d}.txt").write_text(text, newline="")
+    write_sources(folder)
     return folder
 
 
