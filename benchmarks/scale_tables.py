@@ -22,7 +22,7 @@ def tables(
         "published": _published(results["published"]), "others": _others(results["published"]),
         "corpus": _corpus(results["corpus"]),
         "distributed": _measured(distributed, "benchmarks/distributed.json"),
-        "data scale": _measured(data, "benchmarks/data_scale.json"),
+        "data scale": data_scale(data),
     }  # fmt: skip
     for marker, case in zip(("small case", "large case"), results["cases"].values(), strict=True):
         found[marker] = _case(case)
@@ -162,6 +162,27 @@ def _measured(results: Results | None, name: str) -> str:
     if results is None:
         return f"`{name}` is not there yet, so nothing stands here."
     return table(("Figure", "Measured"), _flat(results))
+
+
+def data_scale(results: Results | None) -> str:
+    """What `benchmarks.data_scale` measured."""
+    if results is None:
+        return _measured(None, "benchmarks/data_scale.json")
+    stages = zip(results["runs"][::2], results["runs"][1::2], strict=True)
+    return table(
+        ("Engine", "Workers", "Download", "Packing", "Peak memory: driver", "a worker"),
+        (
+            (
+                first["engine"] + (", one killed in each stage" if first["killed"] else ""),
+                str(first["workers"]),
+                f"{first['mb_per_second']:.1f} MB/s",
+                f"{second['mb_per_second']:.1f} MB/s",
+                f"{max(first['driver_peak_mb'], second['driver_peak_mb']):,} MB",
+                f"{max(first['worker_peak_mb'], second['worker_peak_mb']):,} MB",
+            )
+            for first, second in stages
+        ),
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.measures import ROWS
-from benchmarks.scale_tables import tables
+from benchmarks.scale_tables import data_scale, tables
 from llm_trainer.config import (
     BenchmarkConfig,
     DataConfig,
@@ -52,6 +52,7 @@ GROWTH_RESULTS = ROOT / "benchmarks" / "growth.json"
 RELIABILITY = "docs/reliability.md"
 SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
 SCALE = "docs/scale.md"
+DATA = "docs/data.md"
 SCALE_RESULTS = ROOT / "benchmarks" / "scale_model.json"
 MEASURED_SCALE = tuple(
     ROOT / "benchmarks" / name for name in ("distributed.json", "data_scale.json")
@@ -87,6 +88,7 @@ def main() -> int:
             ),
             RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
             SCALE: with_scale(read(SCALE), read_json(SCALE_RESULTS)),
+            DATA: replaced(read(DATA), "data scale", data_scale(_if_there(MEASURED_SCALE[1]))),
         }
         if (ROOT / "metrics" / "evaluate.json").is_file():
             wanted[README] = with_results(read(README), ROOT / "metrics")
@@ -260,10 +262,13 @@ def with_growth(text: str, results: Mapping[str, Any]) -> str:
 
 def with_scale(text: str, results: Mapping[str, Any]) -> str:
     """docs/scale.md with the tables of `benchmarks.scale_model`, and what was measured beside."""
-    measured = (read_json(path) if path.is_file() else None for path in MEASURED_SCALE)
-    for part, content in tables(results, *measured).items():
+    for part, content in tables(results, *map(_if_there, MEASURED_SCALE)).items():
         text = replaced(text, part, content)
     return text
+
+
+def _if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 # --------------------------------------------------------------------------- soak
