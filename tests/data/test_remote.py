@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import random
@@ -213,6 +214,21 @@ def test_missing_credentials_and_a_store_that_is_not_there(
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(DataError, match=r"j\.jsonl: access was refused .*AWS_ACCESS_KEY_ID"):
         open_local(SourceConfig(train_file=address))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(DataError, match=r"j\.jsonl: cannot be read .*127.*AWS_ENDPOINT_URL"):
+        open_local(SourceConfig(train_file=address))
+    with pytest.raises(DataError, match=r"a\.jsonl: cannot be read .*check the network"):
+        open_local(SourceConfig(train_file="https://127.0.0.1:9/a.jsonl"))
+    for scheme, package in (("gs", "gcsfs"), ("abfs", "adlfs")):
+        if importlib.util.find_spec(package) is None:
+            with pytest.raises(
+                MissingDependencyError, match=rf"{scheme}://.*pip install {package}"
+            ):
+                open_local(SourceConfig(train_file=f"{scheme}://texts/a.jsonl"))
 
 
 # --------------------------------------------------------------------------- web servers
