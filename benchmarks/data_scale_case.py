@@ -31,9 +31,10 @@ def main() -> int:
     source = SourceConfig(train_file=case["files"], validation_fraction=0.01)
     build_raw(source, out / "raw", progress=False, engine=engine)
     seconds = time.perf_counter() - started
+    peak = peak_rss_bytes()
     raw = RawCorpus(out / "raw")  # verified: each file against its sha256
     num_bytes = raw.num_bytes("train") + raw.num_bytes("validation")
-    _tell("download", seconds, raw.digest, num_bytes)
+    _tell("download", seconds, peak, raw.digest, num_bytes)
     tokenizer = BPETokenizer.from_pretrained(case["tokenizer"])
     config = PackingConfig(max_length=ROW_LENGTH)
     started = time.perf_counter()
@@ -42,17 +43,18 @@ def main() -> int:
         num_workers=workers, progress=False, engine=engine,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    _tell("pack", seconds, PackedRows(out / "packed", "train").digest, num_bytes)
+    peak = peak_rss_bytes()  # before the shards are mapped and verified
+    _tell("pack", seconds, peak, PackedRows(out / "packed", "train").digest, num_bytes)
     return 0
 
 
-def _tell(stage: str, seconds: float, digest: str, num_bytes: int) -> None:
+def _tell(stage: str, seconds: float, peak: int, digest: str, num_bytes: int) -> None:
     figures: dict[str, Any] = {
         "stage": stage,
         "seconds": round(seconds, 1),
         "digest": digest,
         "megabytes": round(num_bytes / 1e6, 1),
-        "driver_peak_mb": round(peak_rss_bytes() / 1e6),
+        "driver_peak_mb": round(peak / 1e6),
     }
     print(json.dumps(figures), flush=True)
 
