@@ -123,7 +123,8 @@ class Trainer(TrainerBase):
         """
         check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
-        with locked(directory, self.world), stop_on_signals() as stop:
+        launched = self.world.size > 1
+        with locked(directory, self.world), stop_on_signals(launched=launched) as stop:
             self._set_up(stop)
             with deterministic_algorithms(self.execution.deterministic), self._stream.workers():
                 self._resume(directory, resume_from_checkpoint, allow_changes)
@@ -332,6 +333,7 @@ class Trainer(TrainerBase):
             self._sample()
         self._save_checkpoint()
         self.model = self._parallel.whole_model() or self.model
+        self._is_with_first = self.way == "fsdp"
         self.model.eval()
         self._report.close("FINISHED")
         return TrainingResult.of(self.state, evaluation)

@@ -32,6 +32,7 @@ from llm_trainer.utils.memory_check import check_memory
 from llm_trainer.utils.planning import PROCESS_BYTES, Plan, training_plan
 
 if TYPE_CHECKING:
+    from llm_trainer.data.shards import PackedRows
     from llm_trainer.tokenizer import BPETokenizer
 
 
@@ -67,6 +68,8 @@ class TrainerBase(ABC):
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self._is_planned = False
+        # after a training under fsdp the others have shards
+        self._is_with_first = False
         self.tracking = tracking or TrackingOptions.beside(Path(config.checkpoint_dir))
         model.tokenizer_digest = tokenizer.digest
 
@@ -151,7 +154,16 @@ class TrainerBase(ABC):
                 f"({self.model.config.max_seq_len}); make the rows shorter, or raise max_seq_len"
             )
         directory = Path(self.config.checkpoint_dir) / "data"
-        train, validation = prepare_data(data_config, self.tokenizer, directory)
+
+        def prepare() -> tuple[PackedRows, PackedRows]:
+            return prepare_data(data_config, self.tokenizer, directory)
+
+        def leave() -> None:
+            prepare()
+
+        if self.world.size > 1:
+            self.world.first(leave)  # what one has made, all find
+        train, validation = prepare()
         check_fit(self.model, self.tokenizer, train, validation)
         self.train_dataset, self.eval_dataset = train, validation
         return self.train(resume_from_checkpoint, allow_changes=allow_changes)
@@ -159,23 +171,33 @@ class TrainerBase(ABC):
     def evaluate(self) -> dict[str, float]:
         """Loss, perplexity and, with packed rows, bits per byte over all of `eval_dataset`.
 
+        Every rank calls it and has the figures, which are those of one process.
+
         Raises:
             TrainingError: there is no evaluation data.
         """
         if self.eval_dataset is None:
             raise TrainingError("evaluate() needs an eval_dataset; give one to Trainer")
-        return self._evaluator().run(max_batches=None)
+        if self._is_with_first:
+            return self.world.first(lambda: self._evaluator(ALONE).run(max_batches=None))
+        return self._evaluator(self.world).run(max_batches=None)
 
     def generate_text(self, prompt: str, max_length: int = 100, **kwargs: Any) -> str:
         """Continue `prompt`; keywords are fields of `GenerationConfig`.
 
         Raises:
             GenerationError: an impossible parameter.
+            TrainingError: after a training under fsdp, on another rank than 0.
         """
         from llm_trainer.models.decoding import GenerationConfig
         from llm_trainer.utils.generation import TextGenerator
 
         refuse(GenerationError, text_problems("prompt", prompt))
+        if self._is_with_first and not self.world.is_main:
+            raise TrainingError(
+                f"after a training under fsdp rank 0 alone has the whole model, so rank "
+                f"{self.world.rank} cannot generate; call generate_text on rank 0"
+            )
         config = GenerationConfig.from_kwargs(max_length=max_length, **kwargs)
         text: str = TextGenerator(self.model, self.tokenizer, self.model.device).generate(
             prompt, config
@@ -219,7 +241,7 @@ class TrainerBase(ABC):
             self.model.config, self.config, rows, row_length, peak_flops, process=process
         )
 
-    def _evaluator(self, world: World = ALONE) -> Evaluator:
+    def _evaluator(self, world: World) -> Evaluator:
         assert self.eval_dataset is not None
         return Evaluator(self.model, self.tokenizer, self.eval_dataset, self.config, world)
 
