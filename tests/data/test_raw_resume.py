@@ -17,6 +17,7 @@ import pytest
 
 from llm_trainer.config import SourceConfig
 from llm_trainer.data import chunks, raw, raw_file, units
+from llm_trainer.data.engine import LOCAL, Engine
 from llm_trainer.data.intake import Source
 from llm_trainer.data.local_files import open_local
 from llm_trainer.data.raw import build_raw
@@ -60,7 +61,11 @@ def content(path: Path) -> dict[str, bytes]:
 
 
 def stop_after(
-    number: int, config: SourceConfig, out: Path, monkeypatch: pytest.MonkeyPatch
+    number: int,
+    config: SourceConfig,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine = LOCAL,
 ) -> tuple[bool, int]:
     """Build until `number` documents are written; whether it was stopped, and where it began."""
     began = []
@@ -77,7 +82,7 @@ def stop_after(
         if number % 2:  # as a kill, which closes nothing
             patch.setattr(RawBuild, "abandon", lambda build: None)
         try:
-            build_raw(config, out, progress=False)
+            build_raw(config, out, progress=False, engine=engine)
         except Stopped:
             return True, began[0]
     return False, began[0]

@@ -38,6 +38,7 @@ from llm_trainer.tokenizer import BPETokenizer
 from tests.data.raw_corpora import random_texts, write_sources
 from tests.data.ray_nodes import ENVIRONMENT, Nodes, two_nodes
 from tests.data.sources import jsonl
+from tests.data.test_raw_resume import stop_after
 from tests.test_layers import ROOT
 
 
@@ -294,6 +295,20 @@ def test_a_killed_worker_changes_no_byte_of_a_download(
     build_raw(config, tmp_path / "ray", progress=False, engine=Engine("ray", nodes.address, 2))
     assert (folder.parent / "killed").exists()
     assert content(tmp_path / "local") == content(tmp_path / "ray")
+
+
+def test_a_download_that_was_stopped_goes_on_with_another_engine(
+    tmp_path: Path, nodes: Nodes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_file, "FILE_BYTES", 20_000)
+    config = SourceConfig(train_file=str(folder), validation_fraction=0.3)
+    ray = Engine("ray", nodes.address, 2)
+    build_raw(config, tmp_path / "whole", progress=False)
+    starts = []
+    for number, engine in ((500, ray), (250, LOCAL), (10_000, ray)):
+        starts.append(stop_after(number, config, tmp_path / "out", monkeypatch, engine)[1])
+    assert 0 == starts[0] < starts[1] < starts[2]
+    assert content(tmp_path / "whole") == content(tmp_path / "out")
 
 
 def test_a_lost_node_is_made_good(tmp_path: Path, nodes: Nodes, folder: Path) -> None:
