@@ -24,7 +24,8 @@ import atexit
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -51,6 +52,12 @@ PATIENCE = timedelta(hours=2)
 rank 0 writes a large checkpoint; a dead rank is found by the heartbeat, in seconds."""
 START_PATIENCE = timedelta(minutes=5)
 """How long a rank waits at the start for the others to come."""
+_LOST_PEER = ("gloo/transport", "Connection closed by peer", "NCCL error", "failed to recv")
+"""What torch says in the middle of a collective when another process is gone."""
+
+
+class PeerLostError(TrainingError):
+    """Another process of the same training ended while it was waited for."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,25 @@ class World:
 
 ALONE = World()
 """One process without a launcher."""
+
+
+@contextmanager
+def lost_peers_named(world: World) -> Iterator[None]:
+    """Say in plain words what torch says of a process that went away.
+
+    Raises:
+        PeerLostError: another process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or not any(sign in str(error) for sign in _LOST_PEER):
+            raise
+        raise PeerLostError(
+            f"rank {world.rank}: another process of this training ended; its own message says why, "
+            f"unless it was killed; the same command goes on from the newest checkpoint"
+        ) from error
+
 
 _world: World | None = None
 _heartbeat: Heartbeat | None = None

@@ -11,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm_trainer.exceptions import TrainingError
+from llm_trainer.training.distributed import PeerLostError as PeerLostError
 from llm_trainer.training.distributed import World
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-class PeerLostError(TrainingError):
-    """Another process of the same training ended while it was waited for."""
 
 
 @dataclass(frozen=True)

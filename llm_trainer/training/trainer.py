@@ -25,6 +25,7 @@ from llm_trainer.training import checkpoint as checkpoints
 from llm_trainer.training.background_save import BackgroundSave
 from llm_trainer.training.batches import BatchStream, RowSource
 from llm_trainer.training.compatibility import check_request
+from llm_trainer.training.distributed import lost_peers_named
 from llm_trainer.training.execution import (
     Execution,
     deterministic_algorithms,
@@ -120,11 +121,15 @@ class Trainer(TrainerBase):
             CheckpointError: the checkpoint belongs to another run.
             IntegrityError: an explicitly named checkpoint is damaged.
             LockHeldError: another process trains in `checkpoint_dir`.
+            PeerLostError: another process of this training ended.
         """
         check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
         launched = self.world.size > 1
-        with locked(directory, self.world), stop_on_signals(launched=launched) as stop:
+        with (
+            lost_peers_named(self.world), locked(directory, self.world),
+            stop_on_signals(launched=launched) as stop,
+        ):  # fmt: skip
             self._set_up(stop)
             with deterministic_algorithms(self.execution.deterministic), self._stream.workers():
                 self._resume(directory, resume_from_checkpoint, allow_changes)

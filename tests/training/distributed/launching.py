@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -67,6 +68,8 @@ def fork_ranks(
             "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank % each),
             "LOCAL_WORLD_SIZE": str(each), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
+        sys.stderr = sys.__stderr__  # not the pipe of pytest
+        logging.basicConfig(level=logging.INFO, force=True)
         distributed.close()  # the parent was alone
         body()
         distributed.close()
