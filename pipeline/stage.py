@@ -51,14 +51,14 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         locked = name in STAGES and holds_stage_lock()
         with hold_lock(Path.cwd() / LOCK_NAME, name) if locked else nullcontext():
             main()
-    except LLMTrainerError as error:
+    except (LLMTrainerError, RuntimeError) as error:
+        if is_lost_peer(error):
+            _say(name, LOST_PEER)
+            raise SystemExit(1) from None
+        if not isinstance(error, LLMTrainerError):
+            raise
         _say(name, str(error) or type(error).__name__)
         raise SystemExit(EXIT_USER_ERROR) from None
-    except RuntimeError as error:
-        if not (is_worker() and is_lost_peer(error)):
-            raise
-        _say(name, LOST_PEER)
-        raise SystemExit(1) from None
     except KeyboardInterrupt:
         if is_main():
             print(f"{name}: interrupted", file=sys.stderr)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.files import sha256_bytes, write_json
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ def die_with_launcher() -> None:
     launcher = os.environ.get(PARENT)
     if launcher is None and _ERROR_FILE not in os.environ:
         return  # of srun or mpirun, which look after their processes themselves
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited: deaf to its launcher
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if launcher is not None and os.getppid() != int(launcher):
         os._exit(128 + signal.SIGKILL)  # it died before the kernel was asked
@@ -81,7 +85,16 @@ def first_to_say(message: str) -> bool:
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Whether `error` is how torch says that another process went away in a collective."""
+    """Whether `error` says that another process of this training went away.
+
+    From the training, or from torch in the middle of a collective.
+    """
+    if not is_worker():
+        return False
+    if isinstance(error, LLMTrainerError):
+        # who has not loaded it cannot have met its error, and need not load torch for it
+        distributed = sys.modules.get("llm_trainer.training.distributed")
+        return distributed is not None and isinstance(error, distributed.PeerLostError)
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
+from pipeline import train
+from pipeline.stage import LOCK_NAME
 from tests.pipeline.repo import wait_for
 from tests.pipeline.small_project import PARAMS, ROOT, make_project
 
+STEPS = 120
 TRAINING: dict[str, Any] = {
-    "batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 120, "learning_rate": 0.01,
+    "batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": STEPS, "learning_rate": 0.01,
     "warmup_steps": 1, "use_amp": False, "eval_strategy": "no", "deterministic_reduction": True,
 }  # fmt: skip
 TWO: dict[str, Any] = {"launcher": "torchrun", "nproc_per_node": 2}
@@ -53,21 +58,34 @@ def start(path: Path, module: str = "pipeline.train", *wrapper: str) -> subproce
 
 
 def ended(process: subprocess.Popen[str], seconds: float = LIMIT) -> tuple[int, str]:
-    """Exit code and stderr, when it has ended."""
-    _, err = process.communicate(timeout=seconds)
-    return process.returncode, err
+    """Exit code and what it printed as errors (or all, if both go one way), when it has ended."""
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out if err is None else err
 
 
-def train(path: Path) -> str:
-    """Run the stage to its end; returns stderr."""
-    code, err = ended(start(path), 120)
-    assert code == 0, err
-    return err
+def outputs_of_one_process(path: Path) -> dict[str, bytes]:
+    """What one process makes of the same configuration, without a launcher; leaves no run."""
+    configure(path, {})
+    with contextlib.chdir(path):
+        train.main()
+    shutil.rmtree(path / ".checkpoints")
+    return outputs(path)
 
 
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def launcher(path: Path) -> psutil.Process:
+    """The process that holds the lock of the stage."""
+
+    def holder() -> str | None:
+        text = (path / LOCK_NAME).read_text() if (path / LOCK_NAME).exists() else ""
+        found = re.match(r"process (\d+) \(train\)", text)
+        return found and found[1]
+
+    return psutil.Process(int(wait_for(holder, "the stage to begin")))
+
+
+def workers(process: psutil.Process) -> list[psutil.Process]:
     """The training processes of a launcher, by local rank."""
-    found = [p for p in psutil.Process(process.pid).children() if p.is_running()]
+    found = [p for p in process.children() if "LOCAL_RANK" in p.environ()]
     return sorted(found, key=lambda p: int(p.environ()["LOCAL_RANK"]))
 
 
@@ -77,32 +95,31 @@ def newest(path: Path) -> int:
     return max(steps, default=0)
 
 
-def after_a_checkpoint(path: Path, process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Wait until the training has saved anew; returns its processes."""
-    before = newest(path)
+def after_a_checkpoint(path: Path, process: subprocess.Popen[str], before: int) -> None:
+    """Wait until the training has saved a later step than `before`."""
 
     def saved() -> bool:
         assert process.poll() is None, process.communicate()
         return newest(path) > before
 
     wait_for(saved, "a new checkpoint", 100)
-    return workers(process)
 
 
-def disturb(path: Path, victim: str, how: signal.Signals) -> tuple[int, str, float]:
-    """Start, send a signal to the launcher or a rank after a checkpoint: code, stderr, seconds.
+def disturb(
+    path: Path, process: subprocess.Popen[str], victim: str, how: signal.Signals
+) -> tuple[int, str]:
+    """Send a signal to the launcher, or a rank, after a checkpoint: exit code and errors.
 
-    Nothing of the training may be left.
+    Nothing of the training may be left then.
     """
-    process = start(path)
-    found = after_a_checkpoint(path, process)
-    began = time.monotonic()
-    target = process.pid if victim == "launcher" else found[int(victim)].pid
-    os.kill(target, how)
-    code, err = ended(process)
+    after_a_checkpoint(path, process, newest(path))
+    leader = launcher(path)
+    found = workers(leader)
+    os.kill(leader.pid if victim == "launcher" else found[int(victim)].pid, how)
+    result = ended(process)
     _, left = psutil.wait_procs(found, timeout=5)
     assert not left
-    return code, err, time.monotonic() - began
+    return result
 
 
 def outputs(path: Path) -> dict[str, bytes]:

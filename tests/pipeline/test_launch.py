@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,61 +20,67 @@ from llm_trainer.exceptions import ConfigurationError
 from pipeline.launch import NO_FILE, processes_per_node, verdict, wants_launch
 from pipeline.stage import LOCK_NAME
 from pipeline.worker import LOST_PEER
+from tests.mlflow_store import empty_database_fixture  # noqa: F401
+from tests.pipeline import repo as repository
 from tests.pipeline.launched import (
+    LIMIT,
+    STEPS,
     TWO,
     configure,
     disturb,
     ended,
-    make,
     outputs,
+    outputs_of_one_process,
     start,
-    train,
 )
-from tests.pipeline.small_project import ROOT
+from tests.pipeline.repo import Repo
+from tests.pipeline.small_project import ROOT, make_project
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("launch") / "project")
+def repo(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Repo:
+    """The small project as a real repository."""
+    path: Path = tmp_path_factory.mktemp("launch") / "project"
+    found = repository.make(path)
+    make_project(path)
+    shutil.copyfile(empty_database, path / "mlflow.db")
+    found.commit("small")
+    return found
 
 
 @pytest.fixture(scope="module")
-def undisturbed(project: Path) -> dict[str, bytes]:
-    """What one process makes, without a launcher."""
-    configure(project, {})
-    train(project)
-    shutil.rmtree(project / ".checkpoints")
-    return outputs(project)
+def project(repo: Repo) -> Path:
+    return repo.path
 
 
 @pytest.mark.slow
-def test_killed_stopped_and_given_again_it_ends_in_the_bytes_of_one_process(
-    project: Path, undisturbed: dict[str, bytes]
+def test_dvc_repro_with_a_rank_killed_then_given_again_ends_in_the_bytes_of_one_process(
+    repo: Repo, project: Path
 ) -> None:
-    configure(project, TWO)
-    code, err, seconds = disturb(project, "1", signal.SIGKILL)
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert (code, len(errors)) == (1, 1), err
+    """With other disturbances: row L1 of `make soak`."""
+    expected = outputs_of_one_process(project)
+    configure(project, TWO | {"report_to": ["mlflow"]})
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", "train"]
+
+    code, printed = disturb(project, repo.start(*command), "1", signal.SIGKILL)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code != 0
+    assert len(errors) == 1, printed
     assert "the process of rank 1 was killed by SIGKILL" in errors[0]
-    assert seconds < 40
-    assert "Traceback" not in err
+    assert "Traceback" not in printed
 
-    code, err, _ = disturb(project, "launcher", signal.SIGTERM)
-    assert code == 143, err
-    assert err.count("stopped at step") == err.count("resuming from") == 1
-    assert "torch/distributed" not in err
-
-    code, _, _ = disturb(project, "launcher", signal.SIGKILL)
-    assert code == -signal.SIGKILL
-
-    err = train(project)
-    assert "on cpu in 2 processes of 1 thread each" in err
-    assert err.count("resuming from") == 1
-    assert len(list((project / ".checkpoints").iterdir())) == 1, "one run, whatever the launcher"
-    assert outputs(project) == undisturbed
+    printed = repo.run(*command)
+    assert "on cpu in 2 processes of 1 thread each" in printed
+    assert printed.count("resuming from") == 1
+    assert outputs(project) == expected
     metrics = json.loads((project / "metrics/train.json").read_text())
-    assert metrics["steps"] == 120
-    assert metrics["tokens"] == 120 * 8 * 32
+    assert (metrics["steps"], metrics["tokens"]) == (STEPS, STEPS * 8 * 32)
+    with sqlite3.connect(project / "mlflow.db") as store:
+        assert store.execute("select status from runs").fetchall() == [("FINISHED",)]
+    assert len(list((project / ".checkpoints").iterdir())) == 1  # one run, and all was sent
+
+    configure(project, {})
+    assert repo.repro("--single-item", "train") == [], "another launcher is no other result"
 
 
 def test_what_cannot_be_is_said_once_and_before_any_process(project: Path) -> None:
@@ -85,16 +92,32 @@ def test_what_cannot_be_is_said_once_and_before_any_process(project: Path) -> No
     assert not (project / LOCK_NAME).read_text()
 
 
-def test_an_error_of_all_processes_is_said_once(project: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "project"
-    shutil.copytree(project, broken, symlinks=True)
-    (broken / "data/packed/manifest.json").unlink()
-    configure(broken, TWO)
-    code, err = ended(start(broken))
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert (code, len(errors)) == (2, 1), err
-    assert "manifest.json: missing" in errors[0]
-    assert "Traceback" not in err
+ALL_FAIL = """
+import os
+from llm_trainer.exceptions import IntegrityError
+from pipeline.stage import run_stage
+
+def main():
+    raise IntegrityError("the rows are damaged")
+
+run_stage("train", main)
+"""
+
+
+def test_an_error_of_all_processes_is_said_once(tmp_path: Path) -> None:
+    script = tmp_path / "all_fail.py"
+    script.write_text(ALL_FAIL)
+    program = (
+        "from pipeline.launch import launch; from llm_trainer.config import *;"
+        "runtime = RuntimeConfig(launcher='torchrun', nproc_per_node=2);"
+        f"launch(runtime, TrainingConfig(gradient_accumulation_steps=2), [{str(script)!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "error: train: the rows are damaged\n"
 
 
 @pytest.mark.parametrize(
