@@ -160,6 +160,14 @@ class RuntimeConfig(Config):
     """Name of the meeting, its own for each of several that use one endpoint."""
     max_restarts: int = 0
     """Times that the processes are started again from the newest checkpoint when one dies."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the model: ddp, a whole one on each; fsdp, a shard on each; auto,
+    ddp if it fits comfortably."""
+    hybrid_shard: bool = False
+    """Under fsdp, shard within each machine and keep a replica on each."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more compute, same
+    bits."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one line each."""

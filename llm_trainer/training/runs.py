@@ -116,6 +116,8 @@ def with_runtime(training: TrainingConfig, runtime: RuntimeConfig, run: Path) ->
     return replace(
         training, checkpoint_dir=str(run), save_steps=runtime.save_steps,
         async_save=runtime.async_save, save_total_limit=runtime.save_total_limit,
+        parallel=runtime.parallel, hybrid_shard=runtime.hybrid_shard,
+        activation_checkpointing=runtime.activation_checkpointing,
         logging_steps=runtime.logging_steps,
         report_to=runtime.report_to, strict_resume=runtime.strict_resume,
     )  # fmt: skip
