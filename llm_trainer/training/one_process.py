@@ -46,6 +46,12 @@ class OneProcess:
         first = step * self.total + self.world.rank * share
         return range(first, first + share)
 
+    def after(self, number: int) -> int:
+        """Number of this rank's micro-batch after `number`."""
+        share = self.total // self.world.size
+        ends_step = (number + 1) % share == 0
+        return number + 1 + (self.total - share if ends_step else 0)
+
     def in_order(self, losses: list[float]) -> list[float]:
         """The losses of all ranks' micro-batches in the order of their numbers."""
         if self.world.size == 1 or not losses:

@@ -44,10 +44,18 @@ class Shards(OneProcess):
         shard(model, self._mesh, world, in_tree_order=config.deterministic_reduction)
         super().__init__(model, config, execution, world)
 
+    def compiles_blocks(self, config: TrainingConfig) -> bool:  # noqa: ARG002
+        """Whether what is compiled is each block, so that its gathering stays outside."""
+        return True
+
     def micro_batches(self, step: int) -> range:
         """Numbers of this rank's micro-batches of optimizer step `step`."""
         first = step * self.total
         return range(first + self.world.rank, first + self.total, self.world.size)
+
+    def after(self, number: int) -> int:
+        """Number of this rank's micro-batch after `number`."""
+        return number + self.world.size
 
     def in_order(self, losses: list[float]) -> list[float]:
         """The losses of all ranks' micro-batches in the order of their numbers."""

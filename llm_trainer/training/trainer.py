@@ -354,11 +354,6 @@ class Trainer(TrainerBase):
             )
         dataset = self._require_data()
         self._stop = stop
-        self._stream = BatchStream(
-            dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
-            document_mask=self.config.document_mask,
-            num_workers=self.config.dataloader_num_workers,
-        )  # fmt: skip
         plan = self.plan()
         self.total_steps = plan.steps
         self.execution: Execution = resolve_execution(self.config, self.device, plan.total_flops)
@@ -376,6 +371,11 @@ class Trainer(TrainerBase):
             self.config.activation_checkpointing or self.model.config.gradient_checkpointing
         )
         self._parallel = make_way(self.way, self.model, self.config, self.execution, self.world)
+        self._stream = BatchStream(
+            dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
+            document_mask=self.config.document_mask,
+            num_workers=self.config.dataloader_num_workers, after=self._parallel.after,
+        )  # fmt: skip
         self.optimizer = optimizer_from_config(self.model, self.config, self._parallel.exchange())
         model = self.model.config
         self._pending: list[Tensor] = []

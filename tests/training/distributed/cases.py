@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from benchmarks.soak.trainings import World
 from llm_trainer.config import DataConfig
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.training import Trainer
+from llm_trainer.training import Trainer, batches
 from llm_trainer.training.reduction import local
 
 MODES = ("ddp", "fsdp")
@@ -170,11 +170,12 @@ def refused(world: World, place: Path, **changes: Any) -> dict[str, Any]:
 
 
 def on_items(world: World, place: Path, **changes: Any) -> dict[str, Any]:
-    """A run on a data set of torch, evaluated after it too."""
+    """A run on a data set of torch that a worker process reads, evaluated after it too."""
     items = [{"input_ids": world.rows[n]["input_ids"].tolist()} for n in range(11)]
-    made = make(world, place, items, **EXACT, **changes)
-    made.train()
-    return report(made) | {"after": made.evaluate()}
+    made = make(world, place, items, dataloader_num_workers=1, **EXACT, **changes)
+    with mock.patch.object(batches, "WorkerBatches", wraps=batches.WorkerBatches) as workers:
+        made.train()
+    return report(made) | {"after": made.evaluate(), "workers": workers.call_count}
 
 
 def evaluated(world: World, place: Path, **changes: Any) -> dict[str, Any]:
@@ -249,6 +250,9 @@ CASES: dict[str, Callable[..., dict[str, Any]]] = {
     **{name: partial(trained, **changes) for name, changes in RUNS.items()},
     **{name: partial(refused, **changes) for name, changes in REFUSED.items()},
     **{f"collectives{n}": partial(collectives, gradient_accumulation_steps=n) for n in (2, 4, 8)},
+    "collectives-recomputed": partial(
+        collectives, gradient_accumulation_steps=2, activation_checkpointing=True
+    ),
     "whole": partial(trained, **STOPPED),
     "stopped": stopped,
     "resumed": resumed,

@@ -61,6 +61,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         [
             *of_modes(*RUNS, "stopped", "resumed", "collectives2", "collectives4", "items"),
             *of_modes("evaluated", "from-config", "not-finite"), *REFUSED, "as-two",
+            "collectives-recomputed:fsdp",
         ],
     )  # fmt: skip
     return Both(world, folder, {"stopped": stopped}, two)
@@ -176,6 +177,8 @@ def test_replicas_meet_once_a_step_and_shards_in_each_micro_batch(both: Both) ->
     # two blocks and what is around them; that stays whole until the backward pass
     assert one == {"sums": 1, "gathers": 5, "scatters": 3}
     assert two == {"sums": 1, "gathers": 10, "scatters": 6}
+    # what is computed again is gathered as for the backward pass alone
+    assert both.two[0]["collectives-recomputed:fsdp"] == one
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -187,6 +190,11 @@ def test_evaluation_is_that_of_one_process(both: Both, name: str, mode: str) -> 
         for what in equal:
             assert found[f"{name}:{mode}"][what] == both.alone(name)[what]
         assert found[f"{name}:{mode}"]["after"] == both.two[0][f"{name}:{mode}"]["after"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workers_read_ahead_what_their_rank_takes(both: Both, mode: str) -> None:
+    assert [found[f"items:{mode}"]["workers"] for found in both.two] == [1, 1]
 
 
 @pytest.mark.parametrize("mode", MODES)
