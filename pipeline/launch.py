@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from llm_trainer.config import RuntimeConfig, TrainingConfig
 from llm_trainer.exceptions import ConfigurationError, TrainingError
+from pipeline.network import addresses, is_here, way_to
 from pipeline.params import load_params
 from pipeline.stage import EXIT_USER_ERROR, run_stage
 from pipeline.worker import LOST_PEER, PARENT, is_worker
@@ -56,6 +57,8 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
         TrainingError: the machines did not meet.
         SystemExit: a process failed (its own exit code, or 1), or a signal came (128 + signal).
     """
+    # its traces of lost connections; before torch is loaded, which looks at it once
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -69,15 +72,16 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     alone = runtime.nnodes == 1
-    if alone:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    endpoint, hosts, way = _meeting_place(runtime)
+    if way is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", way[0])
     with tempfile.TemporaryDirectory(prefix="llm-trainer-") as log_dir:
         config = LaunchConfig(
             min_nodes=runtime.nnodes, max_nodes=runtime.nnodes, nproc_per_node=per_node,
             run_id=uuid.uuid4().hex if alone else runtime.rdzv_id, role="train",
-            rdzv_backend="c10d", rdzv_endpoint=_endpoint(runtime),
-            rdzv_configs={"read_timeout": READ_SECONDS}, max_restarts=runtime.max_restarts,
-            logs_specs=_logs(log_dir), local_addr="127.0.0.1" if alone else None,
+            rdzv_backend="c10d", rdzv_endpoint=endpoint, max_restarts=runtime.max_restarts,
+            rdzv_configs={"read_timeout": READ_SECONDS, "is_host": str(hosts)},
+            logs_specs=_logs(log_dir), local_addr=way and way[1],
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)(*command)
@@ -86,10 +90,13 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
         except ChildFailedError as error:
             raise SystemExit(_answer(error.failures)) from None
         except RendezvousError as error:
+            if os.listdir(log_dir):  # processes were started, so the machines had met
+                print(f"error: train: {LOST_PEER}", file=sys.stderr)
+                raise SystemExit(1) from None
             raise TrainingError(
                 f"runtime.rdzv_endpoint ({runtime.rdzv_endpoint}): the {runtime.nnodes} machines "
-                f"did not meet, or lost each other ({error}); the same command on each goes on "
-                f"from the newest checkpoint"
+                f"did not meet ({error}); start the same command on each, within 10 minutes, and "
+                f"see that this one can reach that address"
             ) from None
 
 
@@ -110,12 +117,19 @@ def processes_per_node(runtime: RuntimeConfig) -> int:
     return torch.cuda.device_count()
 
 
-def _endpoint(runtime: RuntimeConfig) -> str:
-    """Where the machines meet; one machine meets itself at a port that is free."""
+def _meeting_place(runtime: RuntimeConfig) -> tuple[str, bool, tuple[str, str] | None]:
+    """Where the machines meet, whether that is here, and this one's card and address on the way.
+
+    One machine meets itself at a port that is free.
+
+    Raises:
+        ConfigurationError: the place has a name that nobody knows.
+    """
     if runtime.nnodes == 1:
-        return "localhost:0"
+        return "localhost:0", True, ("lo", "127.0.0.1")
     assert runtime.rdzv_endpoint is not None, "the configuration is checked"
-    return runtime.rdzv_endpoint
+    found = addresses(runtime.rdzv_endpoint.rpartition(":")[0].strip("[]"))
+    return runtime.rdzv_endpoint, is_here(found), way_to(found)
 
 
 def _logs(directory: str) -> LogsSpecs:
