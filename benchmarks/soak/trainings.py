@@ -127,7 +127,8 @@ def watch(made: Trainer, progress: Progress) -> None:
 
     def saved(*, wait: bool = True) -> Path:
         path = save(wait=wait)
-        progress.set(Progress.COMMITTED, position())
+        if wait:  # in the background it is not yet
+            progress.set(Progress.COMMITTED, position())
         return path
 
     made._resume, made._accumulate, made._save_checkpoint = resumed, accumulated, saved  # type: ignore[method-assign, assignment]
