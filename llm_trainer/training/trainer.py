@@ -51,7 +51,7 @@ from llm_trainer.training.silent import SilentReporter
 from llm_trainer.training.snapshot import take_snapshot, write_snapshot
 from llm_trainer.training.state import TrainerState
 from llm_trainer.training.trainer_base import TrainerBase
-from llm_trainer.utils.allocator import keep_freed_memory
+from llm_trainer.utils.allocator import give_back_freed_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
@@ -358,7 +358,7 @@ class Trainer(TrainerBase):
         self.total_steps = plan.steps
         self.execution: Execution = resolve_execution(self.config, self.device, plan.total_flops)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            (give_back_freed_memory if self.way == "fsdp" else keep_freed_memory)()
         warmup = clamp_warmup(resolve_warmup(self.config, plan.steps), plan.steps, logger.warning)
         self._factor = schedule(self.config, plan.steps, warmup)
         self._scaler = torch.amp.GradScaler(
