@@ -5,6 +5,7 @@ from __future__ import annotations
 ROWS: dict[str, str] = {
     "A1": "benchmarks.soak.random_kills",
     "A2": "benchmarks.soak.save_kills",
+    "A2-ranks": "benchmarks.soak.rank_deaths",
     "A3": "benchmarks.soak.stop_signals",
     "A4": "benchmarks.soak.full_disk",
     "A5": "benchmarks.soak.unwritable",

@@ -59,9 +59,11 @@ def tensors_of(checkpoint: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]
 
 
 def state_of(checkpoint: Path) -> dict[str, Any]:
-    """The position of the run and its record, without times and places."""
+    """The position of the run and its record, without times and how it was saved."""
     description: dict[str, Any] = read_json(checkpoint / "state.json")
-    del description["state"]["seconds"], description["identity"]["training"]["checkpoint_dir"]
+    del description["state"]["seconds"]
+    for name in ("checkpoint_dir", "async_save"):
+        del description["identity"]["training"][name]
     return {"state": description["state"], "identity": description["identity"]}
 
 
