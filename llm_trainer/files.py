@@ -107,6 +107,10 @@ def atomic_directory(
     target = Path(path)
     with writable(target, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():  # told before the work, not after it
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a file of that name is in the way", str(target)
+            )
         remove_partial(target)
         temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
         temporary.mkdir()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from llm_trainer.data.encode_pool import usable_cores
-from llm_trainer.data.engine import Engine
+from llm_trainer.data.engine import Engine, usable_cores
 from llm_trainer.data.packing import pack_corpus
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.files import write_json

@@ -5,6 +5,7 @@ The result is the same, byte for byte. `ray_engine` is imported only where Ray i
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,3 +23,10 @@ class Engine:
 
 
 LOCAL = Engine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: how many workers pay."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

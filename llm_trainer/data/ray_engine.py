@@ -30,8 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llm_trainer.config.secrets import strip_secrets
-from llm_trainer.data.encode_pool import usable_cores
-from llm_trainer.data.engine import Engine
+from llm_trainer.data.engine import Engine, usable_cores
 from llm_trainer.exceptions import ConfigurationError, LLMTrainerError, MissingDependencyError
 
 T = TypeVar("T")

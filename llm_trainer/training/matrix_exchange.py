@@ -9,7 +9,7 @@ parameter to all ranks for replicas; the same to one rank, and back, for shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ BYTES = 2
 """Of a number in bfloat16."""
 
 
+@runtime_checkable
 class Exchange(Protocol):
     """Shares out matrices that several ranks have, whole or by rows."""
 

@@ -7,19 +7,17 @@ their own. Each group carries `peak_lr`, from which the schedule sets `lr` at ev
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm_trainer.config.checks import choice, instance, number, refuse, shown
+from llm_trainer.config.checks import choice, flags, instance, number, refuse, shown
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
+from llm_trainer.training.matrix_exchange import Exchange
 from llm_trainer.training.muon import MuonAdamW
-
-if TYPE_CHECKING:
-    from llm_trainer.training.matrix_exchange import Exchange
 
 OptimizerType = Literal["adamw", "adam", "sgd", "muon"]
 Role = Literal["matrix", "embedding", "head", "vector"]
@@ -87,6 +85,8 @@ def create_optimizer(
         number("embedding_learning_rate", embedding_learning_rate, above=0, none=True),
         number("head_learning_rate", head_learning_rate, above=0, none=True),
         number("vector_learning_rate", vector_learning_rate, above=0, none=True),
+        instance("exchange", exchange, Exchange, none=True, hint="which the trainer makes"),
+        flags(separable=separable),
     )
     roles = parameter_roles(model)
     if not any(roles.values()):

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llm_trainer.config.checks import flags, refuse
 from llm_trainer.config.training import TrainingConfig
-from llm_trainer.exceptions import CheckpointError, TrainingError
+from llm_trainer.exceptions import CheckpointError, ConfigurationError, TrainingError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training import checkpoint as checkpoints
 from llm_trainer.training.background_save import BackgroundSave
@@ -308,6 +309,7 @@ class Trainer(TrainerBase):
 
         Without `wait` a thread does so, while the training goes on.
         """
+        refuse(ConfigurationError, flags(wait=wait))
         self._require_set_up()
         self._settle()
         self._background.wait()

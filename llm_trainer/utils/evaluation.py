@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llm_trainer.config.checks import flags, number, refuse, shown, whole
+from llm_trainer.config.checks import flags, instance, number, refuse, shown, whole
 from llm_trainer.exceptions import ConfigurationError, IntegrityError, TrainingError
 from llm_trainer.models.checks import language_model
 from llm_trainer.models.transformer import TransformerLM
@@ -53,6 +53,7 @@ class DocumentRows(Protocol):
         ...
 
 
+@runtime_checkable
 class Processes(Protocol):
     """Several processes that evaluate together, such as `training.distributed.World`."""
 
@@ -188,6 +189,7 @@ def evaluate_rows(
         whole("max_batches", max_batches, 1, none=True),
         number("confidence", confidence, above=0, below=1),
         flags(document_mask=document_mask, progress=progress),
+        instance("processes", processes, Processes, none=True, hint="such as that of `connect`"),
     )
     chosen = _chosen_rows(len(rows), batch_size, max_batches)
     if len(chosen) == 0:

@@ -66,14 +66,30 @@ def test_the_page_has_the_tables(results):
     assert update_results.with_scale(text, results) == text, "python -m docs.update_results"
 
 
+ONE_RUN = {
+    "engine": "ray", "workers": 2, "killed": True, "mb_per_second": 10.0, "driver_peak_mb": 100,
+    "worker_peak_mb": 30,
+}  # fmt: skip
+
+
+TWO_PROCESSES = {
+    "processes": 2, "parallel": "fsdp", "exact": True, "recomputed": False, "step_seconds": 1.25,
+    "cpu_seconds_a_rank": 1.0, "efficiency": 0.8, "efficiency_by_cpu_time": 0.9,
+    "weights_mb_a_rank": 125.9, "optimizer_mb_a_rank": 251.7, "peak_mb_a_rank": 1164,
+}  # fmt: skip
+
+
 def test_what_is_measured_later_is_shown(results):
     made = tables(
-        results, {"ddp": {"efficiency": 0.91234, "seconds": [1.0, 2.5]}, "world_sizes": [1, 2]},
-        {"rows": [{"workers": 2, "engine": "ray", "mb_per_second": 41.239}]},
+        results,
+        {"runs": [TWO_PROCESSES], "machine": {"cpu": "a CPU"},
+         "model": {"layers": 8, "width": 768, "tokens_a_step": 1024}},
+        {"runs": [ONE_RUN | {"mb_per_second": 41.239}, ONE_RUN | {"driver_peak_mb": 1200}]},
     )  # fmt: skip
-    assert "| ddp: efficiency | 0.9123 |" in made["distributed"]
-    assert "| ddp: seconds | 1, 2.5 |" in made["distributed"]
-    assert "| rows 1: mb per second | 41.24 |" in made["data scale"]
+    row = "| 2 | fsdp + `deterministic_reduction` | 1.25 s | 1.00 s | 80% | 90% | 126 MB |"
+    assert row in made["distributed"]
+    row = "| ray, one killed in each stage | 2 | 41.2 MB/s | 10.0 MB/s | 1,200 MB | 30 MB |"
+    assert row in made["data scale"]
     assert "not there yet" in tables(results)["distributed"]
 
 
