@@ -15,11 +15,15 @@ from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.training import distributed
 
 
-def fork_ranks(size: int, body: Callable[[int], object], logs: Path) -> list[int]:
+def fork_ranks(
+    size: int, body: Callable[[int], object], logs: Path, per_machine: int | None = None
+) -> list[int]:
     """Run `body` in `size` children that find each other as under torchrun.
 
-    Called with the rank; standard error goes to `<logs>/rank<r>`. Returns the process ids.
+    Called with the rank; standard error goes to `<logs>/rank<r>`. With `per_machine` they take
+    themselves for several machines. Returns the process ids.
     """
+    local_size = per_machine or size
     logs.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -27,8 +31,9 @@ def fork_ranks(size: int, body: Callable[[int], object], logs: Path) -> list[int
     def ranked(rank: int) -> None:
         distributed.close()  # the parent may have been a world of one
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-            "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "RANK": str(rank), "LOCAL_RANK": str(rank % local_size), "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(local_size), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
         }  # fmt: skip
         distributed.connect()
         body(rank)

@@ -23,6 +23,8 @@ from llm_trainer.training.checkpoint import newest_checkpoint, read_checkpoint
 from llm_trainer.training.distributed import connect
 from llm_trainer.training.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 MIDDLE, END = 4, 8
 OPTIMIZERS = ("adamw", "muon")
 FSDP = {"parallel": "fsdp"}
@@ -99,6 +101,20 @@ def test_saved_by_two_read_by_one_and_back_it_is_the_run_of_one_process(
 ) -> None:
     end = run_end(runs.directory(name, optimizer), END)
     assert end == run_end(runs.directory("one", optimizer), END)
+
+
+def test_of_machines_that_have_all_rows_each_the_first_one_writes(runs: Runs) -> None:
+    directory = runs.hand_over("two", "hybrid")
+    codes = wait_all(
+        fork_ranks(
+            4, lambda _: runs.train("hybrid", hybrid_shard=True, **FSDP), runs.folder / "four",
+            per_machine=2,
+        )
+    )  # fmt: skip
+    assert codes == [0] * 4, told(runs.folder / "four")
+    parts = {path.name for path in (directory / f"checkpoint-{END}" / "model").glob("*-of-*")}
+    assert parts == {f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
+    assert run_end(directory, END) == run_end(runs.directory("one"), END)
 
 
 def test_each_rank_writes_its_rows_and_nothing_is_there_twice(runs: Runs) -> None:
