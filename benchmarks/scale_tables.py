@@ -21,7 +21,7 @@ def tables(
         "fit": _fit(results["fit"]), "cpu": _cpu(results["cpu"]),
         "published": _published(results["published"]), "others": _others(results["published"]),
         "corpus": _corpus(results["corpus"]),
-        "distributed": _measured(distributed, "benchmarks/distributed.json"),
+        "distributed": several_processes(distributed),
         "data scale": data_scale(data),
     }  # fmt: skip
     for marker, case in zip(("small case", "large case"), results["cases"].values(), strict=True):
@@ -157,17 +157,46 @@ def _corpus(corpus: Results) -> str:
     return f"{told}\n\n{stages}\n\n{changes}"
 
 
-def _measured(results: Results | None, name: str) -> str:
-    """Whatever figures a measurement has left, as name and value."""
+def _absent(name: str) -> str:
+    return f"`{name}` is not there yet, so nothing stands here."
+
+
+def several_processes(results: Results | None) -> str:
+    """What `benchmarks.distributed` measured."""
     if results is None:
-        return f"`{name}` is not there yet, so nothing stands here."
-    return table(("Figure", "Measured"), _flat(results))
+        return _absent("benchmarks/distributed.json")
+    more = {"exact": "deterministic_reduction", "recomputed": "activation_checkpointing"}
+    rows = [
+        (
+            str(run["processes"]),
+            " + ".join(
+                ["-" if run["processes"] == 1 else run["parallel"],
+                 *(f"`{key}`" for name, key in more.items() if run[name])]
+            ),
+            f"{run['step_seconds']:.2f} s", f"{run['cpu_seconds_a_rank']:.2f} s",
+            f"{run['efficiency']:.0%}", f"{run['efficiency_by_cpu_time']:.0%}",
+            f"{run['weights_mb_a_rank']:,.0f} MB", f"{run['optimizer_mb_a_rank']:,.0f} MB",
+            f"{run['peak_mb_a_rank']:,} MB",
+        )
+        for run in results["runs"]
+    ]  # fmt: skip
+    heads = (
+        "Processes", "Mode", "A step", "its processor time", "Efficiency", "by processor time",
+        "Weights", "Optimizer", "Peak of a rank",
+    )  # fmt: skip
+    model, machine = results["model"], results["machine"]
+    told = (
+        f"A Llama of {model['layers']} layers x {model['width']}, AdamW, bfloat16, eager, "
+        f"{model['tokens_a_step']:,} tokens a step; one thread a process, on {machine['cpu']}. "
+        f"Efficiency is the time of one process over that of all."
+    )
+    return f"{table(heads, rows)}\n\n{told}"
 
 
 def data_scale(results: Results | None) -> str:
     """What `benchmarks.data_scale` measured."""
     if results is None:
-        return _measured(None, "benchmarks/data_scale.json")
+        return _absent("benchmarks/data_scale.json")
     stages = zip(results["runs"][::2], results["runs"][1::2], strict=True)
     return table(
         ("Engine", "Workers", "Download", "Packing", "Peak memory: driver", "a worker"),
@@ -183,22 +212,3 @@ def data_scale(results: Results | None) -> str:
             for first, second in stages
         ),
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in values.items():
-        name = f"{prefix}{key.replace('_', ' ')}"
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}: ")
-        elif isinstance(value, float):
-            yield name, f"{value:,.4g}"
-        elif isinstance(value, list):
-            if all(isinstance(item, int | float) for item in value):
-                yield name, ", ".join(f"{item:,.4g}" for item in value)
-            else:
-                for number, item in enumerate(value, 1):
-                    yield from _flat(
-                        item if isinstance(item, dict) else {"": item}, f"{name} {number}: "
-                    )
-        else:
-            yield name, f"{value:,}" if isinstance(value, int) else str(value)

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.measures import ROWS
-from benchmarks.scale_tables import data_scale, tables
+from benchmarks.scale_tables import data_scale, several_processes, tables
 from llm_trainer.config import (
     BenchmarkConfig,
     DataConfig,
@@ -52,6 +52,7 @@ GROWTH_RESULTS = ROOT / "benchmarks" / "growth.json"
 RELIABILITY = "docs/reliability.md"
 SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
 SCALE = "docs/scale.md"
+DISTRIBUTED = "docs/distributed.md"
 DATA = "docs/data.md"
 SCALE_RESULTS = ROOT / "benchmarks" / "scale_model.json"
 MEASURED_SCALE = tuple(
@@ -88,6 +89,9 @@ def main() -> int:
             ),
             RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
             SCALE: with_scale(read(SCALE), read_json(SCALE_RESULTS)),
+            DISTRIBUTED: replaced(
+                read(DISTRIBUTED), "distributed", several_processes(_if_there(MEASURED_SCALE[0]))
+            ),
             DATA: replaced(read(DATA), "data scale", data_scale(_if_there(MEASURED_SCALE[1]))),
         }
         if (ROOT / "metrics" / "evaluate.json").is_file():
