@@ -37,6 +37,7 @@ EXCLUDED = {
     "pipeline.launch": "starts processes, whose number changes no result",
     "pipeline.params": "reads params.yaml, whose values DVC watches",
     "pipeline.paths": "the same names stand in dvc.yaml, which a test compares",
+    "pipeline.silence": "ends connections, and with them the process",
     "pipeline.stage": "error messages and exit codes",
     "pipeline.worker": "who of several processes speaks, locks and prints",
 }

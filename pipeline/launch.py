@@ -24,6 +24,7 @@ from llm_trainer.config import RuntimeConfig, TrainingConfig
 from llm_trainer.exceptions import ConfigurationError, TrainingError
 from pipeline.network import addresses, is_here, way_to
 from pipeline.params import load_params
+from pipeline.silence import end_silent_connections
 from pipeline.stage import EXIT_USER_ERROR, run_stage
 from pipeline.worker import LOST_PEER, PARENT, is_worker
 
@@ -75,6 +76,8 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
     endpoint, hosts, way = _meeting_place(runtime)
     if way is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", way[0])
+    if not alone:
+        end_silent_connections()
     with tempfile.TemporaryDirectory(prefix="llm-trainer-") as log_dir:
         config = LaunchConfig(
             min_nodes=runtime.nnodes, max_nodes=runtime.nnodes, nproc_per_node=per_node,

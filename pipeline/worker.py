@@ -38,6 +38,11 @@ def is_worker() -> bool:
     return "RANK" in os.environ
 
 
+def has_other_machines() -> bool:
+    """Whether processes of this training run on other machines, too."""
+    return os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
+
+
 def is_main() -> bool:
     """Whether this process speaks and writes for all; true without a launcher."""
     return os.environ.get("RANK", "0") == "0"

@@ -15,6 +15,7 @@ ROWS: dict[str, str] = {
     "A9": "benchmarks.soak.two_trainings",
     "A10": "benchmarks.soak.not_finite",
     "A11": "benchmarks.soak.loader_faults",
+    "A12": "benchmarks.soak.lost_ranks",
     "A13": "benchmarks.soak.clocks",
     "A14": "benchmarks.soak.tracking_server",
     "B1": "benchmarks.soak.jsonl",
