@@ -2,7 +2,8 @@
 
 From `metrics/*.json` of the default run: the table of results in README.md. From
 `benchmarks/results.json` and `growth.json`: tables in docs/performance.md. From
-`benchmarks/soak.json`: the figures of docs/reliability.md. From the config classes and
+`benchmarks/soak.json`: the figures of docs/reliability.md. From `benchmarks/scale_model.json`: the
+tables of docs/scale.md. From the config classes and
 `configs/default.yaml`: the tables of docs/configuration.md. Each part stands between two markers
 and is replaced whole; everything
 else is left as it is. A test compares.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.measures import ROWS
+from benchmarks.scale_tables import data_scale, several_processes, tables
 from llm_trainer.config import (
     BenchmarkConfig,
     DataConfig,
@@ -49,6 +51,14 @@ PEER_RESULTS = ROOT / "benchmarks" / "results.json"
 GROWTH_RESULTS = ROOT / "benchmarks" / "growth.json"
 RELIABILITY = "docs/reliability.md"
 SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
+SCALE = "docs/scale.md"
+DISTRIBUTED = "docs/distributed.md"
+DATA = "docs/data.md"
+SCALE_RESULTS = ROOT / "benchmarks" / "scale_model.json"
+MEASURED_SCALE = tuple(
+    ROOT / "benchmarks" / name for name in ("distributed.json", "data_scale.json")
+)
+"""Measured on several processes; shown where they are there."""
 SECTIONS: dict[str, type[Config]] = {
     "data": SourceConfig,
     "tokenizer": TokenizerConfig,
@@ -78,6 +88,11 @@ def main() -> int:
                 with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)), read_json(GROWTH_RESULTS)
             ),
             RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
+            SCALE: with_scale(read(SCALE), read_json(SCALE_RESULTS)),
+            DISTRIBUTED: replaced(
+                read(DISTRIBUTED), "distributed", several_processes(_if_there(MEASURED_SCALE[0]))
+            ),
+            DATA: replaced(read(DATA), "data scale", data_scale(_if_there(MEASURED_SCALE[1]))),
         }
         if (ROOT / "metrics" / "evaluate.json").is_file():
             wanted[README] = with_results(read(README), ROOT / "metrics")
@@ -247,6 +262,17 @@ def with_growth(text: str, results: Mapping[str, Any]) -> str:
             f"| {start[second]:.3g} to {end[second]:.4g} {other} | {exponents[second]:.2f} |"
         )
     return replaced(text, "growth", "\n".join(lines))
+
+
+def with_scale(text: str, results: Mapping[str, Any]) -> str:
+    """docs/scale.md with the tables of `benchmarks.scale_model`, and what was measured beside."""
+    for part, content in tables(results, *map(_if_there, MEASURED_SCALE)).items():
+        text = replaced(text, part, content)
+    return text
+
+
+def _if_there(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
 
 
 # --------------------------------------------------------------------------- soak

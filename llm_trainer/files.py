@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         LLMTrainerError: the disk is full or the place cannot be written; names path and reason.
     """
     target = Path(path)
-    with _writable(target):
+    with writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             prefix=f"{_TEMPORARY_PREFIX}{target.name}-", dir=target.parent
@@ -105,8 +105,12 @@ def atomic_directory(
         LLMTrainerError: the disk is full or the place cannot be written; names path and reason.
     """
     target = Path(path)
-    with _writable(target, needed):
+    with writable(target, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():  # told before the work, not after it
+            raise NotADirectoryError(
+                errno.ENOTDIR, "a file of that name is in the way", str(target)
+            )
         remove_partial(target)
         temporary = target.parent / f"{_TEMPORARY_PREFIX}{target.name}-{os.getpid()}"
         temporary.mkdir()
@@ -154,7 +158,12 @@ def _replace_directory(temporary: Path, target: Path) -> None:
 
 
 @contextmanager
-def _writable(target: Path, needed: int | None = None) -> Iterator[None]:
+def writable(target: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn what the system says about writing `target` in the body into an error that helps.
+
+    Raises:
+        LLMTrainerError: no space, of which `needed` bytes are wanted, or no permission.
+    """
     try:
         yield
     except OSError as error:
@@ -203,18 +212,27 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 # --------------------------------------------------------------------------- manifests
 
 
-def write_manifest(directory: str | os.PathLike[str], kind: str, **fields: Any) -> dict[str, Any]:
+def write_manifest(
+    directory: str | os.PathLike[str],
+    kind: str,
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+    /,
+    **fields: Any,
+) -> dict[str, Any]:
     """Write `manifest.json` over all files now in `directory` (recursively) and return it.
 
-    `kind` says what the directory is ("raw", "packed", "tokenizer", "model", "checkpoint");
-    `fields` are added at the top level. Names are relative POSIX paths, sorted.
+    `kind` says what the directory is ("raw", "packed", "tokenizer", "model", "checkpoint"); of the
+    files in `known` size and digest are taken as given by who wrote them; `fields` are added at
+    the top level. Names are relative POSIX paths, sorted.
     """
-    directory = Path(directory)
+    directory, known = Path(directory), known or {}
     manifest = {
         "format": MANIFEST_FORMAT,
         "kind": kind,
         "files": {
-            name: {
+            name: dict(known[name])
+            if name in known
+            else {
                 "bytes": (directory / name).stat().st_size,
                 "sha256": sha256_file(directory / name),
             }
@@ -364,7 +382,7 @@ def hold_lock(path: str | os.PathLike[str], purpose: str) -> Iterator[None]:
         LockHeldError: another process holds it; the message names its process id.
     """
     path = Path(path)
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -380,7 +398,9 @@ def hold_lock(path: str | os.PathLike[str], purpose: str) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} ({purpose})".encode(), 0)
-        yield
-        os.ftruncate(descriptor, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)

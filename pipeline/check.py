@@ -102,8 +102,8 @@ def _check_text(params: Experiment, errors: list[str], notes: list[str]) -> int:
         return 0
     before = _locked_origin()
     if data.train_file is not None:
-        figures = ("files", "file_bytes")
-        if before and any(before.get(key) != origin[key] for key in figures):
+        figures = ("files", "file_bytes", "remote_digest")
+        if before and any(before.get(key) != origin.get(key) for key in figures):
             errors.append(
                 f"the files of data.train_file changed since {RAW} was made from them, which DVC "
                 f"cannot see; type `dvc repro --force download`, then this command again"

@@ -34,9 +34,12 @@ EXCLUDED = {
     "pipeline.dependencies": "names the code of a stage (for a run's fingerprint)",
     "pipeline.gc": "removes checkpoints of runs that are over",
     "pipeline.imports": "the same",
+    "pipeline.launch": "starts processes, whose number changes no result",
     "pipeline.params": "reads params.yaml, whose values DVC watches",
     "pipeline.paths": "the same names stand in dvc.yaml, which a test compares",
+    "pipeline.silence": "ends connections, and with them the process",
     "pipeline.stage": "error messages and exit codes",
+    "pipeline.worker": "who of several processes speaks, locks and prints",
 }
 """Modules (or packages) that are used but are no dependency, and why."""
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 from typing import Any
 
+from llm_trainer.data.engine import Engine
 from llm_trainer.data.raw import build_raw
 from llm_trainer.files import write_json
 from pipeline.params import load_params
@@ -16,7 +17,9 @@ from pipeline.stage import run_stage
 def main() -> None:
     """Read the source that `data` names; write data/raw and its metrics."""
     params = load_params()
-    metrics = build_raw(params.data, RAW)
+    runtime = params.runtime
+    engine = Engine(runtime.engine, runtime.ray_address, runtime.preprocessing_num_workers)
+    metrics = build_raw(params.data, RAW, engine=engine)
     write_json(DOWNLOAD_METRICS, metrics)
     print(
         f"{metrics['dataset_name']}: {metrics['train_documents']:,} documents "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_trainer.data.encode_pool import usable_cores
+from llm_trainer.data.engine import Engine, usable_cores
 from llm_trainer.data.packing import pack_corpus
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.files import write_json
@@ -17,8 +17,15 @@ def main() -> None:
     params = load_params()
     raw = RawCorpus(RAW)
     tokenizer = BPETokenizer.from_pretrained(TOKENIZER)
-    num_workers = params.runtime.preprocessing_num_workers or usable_cores()
-    metrics = pack_corpus(raw, tokenizer, params.packing, PACKED, num_workers=num_workers)
+    runtime = params.runtime
+    metrics = pack_corpus(
+        raw,
+        tokenizer,
+        params.packing,
+        PACKED,
+        num_workers=runtime.preprocessing_num_workers or usable_cores(),
+        engine=Engine(runtime.engine, runtime.ray_address, runtime.preprocessing_num_workers),
+    )
     write_json(PACKING_METRICS, metrics)
     print(
         f"{metrics['train_tokens']:,} tokens in {metrics['train_rows']:,} rows to train on, "

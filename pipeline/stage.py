@@ -12,6 +12,17 @@ from pathlib import Path
 
 from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.files import hold_lock
+from pipeline.silence import end_silent_connections
+from pipeline.worker import (
+    LOST_PEER,
+    die_with_launcher,
+    first_to_say,
+    has_other_machines,
+    holds_stage_lock,
+    is_lost_peer,
+    is_main,
+    is_worker,
+)
 
 EXIT_USER_ERROR = 2
 STAGES = ("download", "train_tokenizer", "pack_sequences", "train", "evaluate", "benchmark")
@@ -27,24 +38,43 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     its stage lives on: that one would write its output over what a later `dvc repro` made.
 
     Exit codes: 0 done, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM (a stage that
-    saves on these signals exits with them itself). Anything else keeps its traceback.
+    saves on these signals exits with them itself), 1 another process of the same training went
+    away. Anything else keeps its traceback. Of several processes one speaks; see `worker`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if is_worker():
+        die_with_launcher()
+        if has_other_machines():
+            end_silent_connections()
+    level = logging.INFO if is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in (
         "alembic", "mlflow", "datasets", "httpx", "httpx2", "urllib3", "filelock", "fsspec",
     ):  # fmt: skip
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        with hold_lock(Path.cwd() / LOCK_NAME, name) if name in STAGES else nullcontext():
+        locked = name in STAGES and holds_stage_lock()
+        with hold_lock(Path.cwd() / LOCK_NAME, name) if locked else nullcontext():
             main()
-    except LLMTrainerError as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        for line in lines:
-            print(f"error: {name}: {line}", file=sys.stderr)
+    except (LLMTrainerError, RuntimeError) as error:
+        if is_lost_peer(error):
+            _say(name, LOST_PEER)
+            raise SystemExit(1) from None
+        if not isinstance(error, LLMTrainerError):
+            raise
+        _say(name, str(error) or type(error).__name__)
         raise SystemExit(EXIT_USER_ERROR) from None
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        if is_main():
+            print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _say(name: str, message: str) -> None:
+    if first_to_say(message):
+        # in one piece, so that the lines of several processes do not mix
+        lines = [f"error: {name}: {line}\n" for line in message.splitlines()]
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
 
 
 def main_checkout() -> Path:

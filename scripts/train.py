@@ -4,10 +4,12 @@
     python scripts/train.py --config configs/model_config.yaml --output_dir ./output
     python scripts/train.py --config params.yaml --output_dir ./output --set training.max_steps=100
     python scripts/train.py --config configs/model_config.yaml --output_dir ./output --plan
+    torchrun --nproc_per_node=2 scripts/train.py --config params.yaml --output_dir ./output
 
 Text, tokenizer and rows are kept between runs and made again only if something that they depend on
 changed. The output directory holds the model, its tokenizer and its lineage, and nothing else; it
-is written as a whole at the end.
+is written as a whole at the end. Of several processes rank 0 prepares the data, speaks and writes;
+`runtime.launcher` starts them without `torchrun` on the command line.
 
 Exit codes: 0 done, 2 wrong input, 130 and 143 stopped by SIGINT and SIGTERM (a checkpoint is saved,
 and the same command with `--resume_from_checkpoint auto` goes on).
@@ -31,12 +33,15 @@ sys.path.insert(0, str(ROOT))  # works without an installation
 from llm_trainer.exceptions import CheckpointError, ConfigurationError  # noqa: E402
 from llm_trainer.training.settings import RunSettings, read_settings  # noqa: E402
 from pipeline.dependencies import stage_modules  # noqa: E402
+from pipeline.launch import launch, processes_per_node, wants_launch  # noqa: E402
 from pipeline.stage import main_checkout, run_stage  # noqa: E402
-from pipeline.train import train_metrics  # noqa: E402
+from pipeline.train import check_same_run, shown_plan, train_metrics  # noqa: E402
+from pipeline.worker import is_main, set_threads  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
 
+    from llm_trainer.config import ModelConfig
     from llm_trainer.training.inputs import RunInputs
     from llm_trainer.utils.planning import Plan
 
@@ -72,7 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--plan", action="store_true",
         help="print parameters, steps, memory and time of the run, and train nothing; the data is "
-        "prepared only if the number of steps depends on it",
+        "prepared only if the number of steps depends on it; exit code 2 if it cannot fit",
+    )  # fmt: skip
+    add(
+        "--plan-for", metavar="HARDWARE",
+        help="the plan for other hardware, such as h100:64, or with overrides "
+        "h100:64,gpus_per_node=4,inter_gb_s=50 (also intra_gb_s, memory_gb, price_hour, "
+        "matmul_share)",
     )  # fmt: skip
     add(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
@@ -127,25 +138,38 @@ def train(arguments: argparse.Namespace) -> None:
     resume = arguments.resume_from_checkpoint
     if resume not in (None, "auto") and not Path(resume).is_dir():
         raise CheckpointError(f"--resume_from_checkpoint: {resume}: no such directory")
+    planning = arguments.plan or arguments.plan_for is not None
+    if wants_launch(settings.runtime) and not planning:
+        launch(settings.runtime, settings.training, [__file__, *arguments.words])
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(places.cache / "inductor"))
-    import torch
-
     from llm_trainer.models.storage import check_replaceable
+    from llm_trainer.training.distributed import connect
     from llm_trainer.training.inputs import prepare_inputs
     from llm_trainer.training.tracking.factory import check_backends
     from llm_trainer.utils.device import get_device
 
     device = get_device(settings.runtime.device)
-    if settings.runtime.num_threads is not None:
-        torch.set_num_threads(settings.runtime.num_threads)
+    world = connect()
+    set_threads(settings.runtime.num_threads, world)
     report_to = (settings.runtime if settings.staged else settings.training).report_to
     check_backends(report_to)
     check_replaceable(places.output)
     retrain = arguments.force_retrain_tokenizer
-    if arguments.plan:
-        print(make_plan(settings, places, device, retrain=retrain).render())
+    if planning:
+        show_plan(settings, places, device, arguments.plan_for, retrain=retrain)
         return
-    inputs = prepare_inputs(settings, places.data, places.output, retrain_tokenizer=retrain)
+
+    def prepare(again: bool) -> RunInputs:
+        return prepare_inputs(settings, places.data, places.output, retrain_tokenizer=again)
+
+    if world.is_main:
+        prepared: list[RunInputs] = []
+        world.first(lambda: prepared.append(prepare(retrain)))
+        inputs = prepared[0]
+    else:
+        world.first(lambda: None)
+        inputs = prepare(False)  # it is there now
     run(settings, places, inputs, device, resume=resume)
 
 
@@ -158,11 +182,10 @@ def run(
     resume: str | None,
 ) -> None:
     """Print the plan, train, save."""
-    from llm_trainer.training.execution import product_dtype
+    from llm_trainer.training.distributed import connect
     from llm_trainer.training.fingerprint import code_digests
     from llm_trainer.training.runs import RunIdentity, make_trainer, with_runtime
     from llm_trainer.training.tracking import run_directory
-    from llm_trainer.utils.machine import matmul_peak
 
     tokenizer, rows, validation = inputs.tokenizer, inputs.rows, inputs.validation
     code = code_digests(stage_modules("train", ROOT), ROOT)
@@ -177,11 +200,15 @@ def run(
         root=main_checkout() if settings.staged else places.checkpoints,
         runtime=settings.runtime, params=settings.sections,
     )  # fmt: skip
+    world = connect()
+    check_same_run(world, identity)
     trainer = make_trainer(
         inputs.model, config, tokenizer, rows, validation, device=device, tracking=tracking
     )
-    plan = trainer.plan(matmul_peak(device, product_dtype(config, device)))
-    print(f"\nrun {identity.fingerprint[:8]} on {device}\n\n{plan.render()}\n", file=sys.stderr)
+    if not world.is_main:
+        trainer.train(resume)
+        return
+    plan = shown_plan(trainer, identity.fingerprint)
     try:
         result = trainer.train(resume)
     except SystemExit:
@@ -192,15 +219,49 @@ def run(
     print(summary(places.output, metrics))
 
 
-def make_plan(
-    settings: RunSettings, places: Places, device: torch.device, *, retrain: bool
-) -> Plan:
-    """The plan of the run; the data is made only if the number of steps depends on it."""
-    from llm_trainer.data.prepare import PreparedSize, find_prepared
-    from llm_trainer.training.execution import product_dtype
-    from llm_trainer.training.inputs import prepare_inputs
+def show_plan(
+    settings: RunSettings, places: Places, device: torch.device, hardware: str | None, *,
+    retrain: bool,
+) -> None:  # fmt: skip
+    """Print the plan of the run on this machine, or on `hardware`.
+
+    Raises:
+        ConfigurationError: it cannot fit there; the message names what would.
+    """
+    from llm_trainer.training.distributed import launched
+    from llm_trainer.training.execution import COMPILE_REPAYS_FLOPS, product_dtype
+    from llm_trainer.utils.hardware import parse_cluster
     from llm_trainer.utils.machine import matmul_peak
-    from llm_trainer.utils.planning import PROCESS_BYTES, training_plan
+    from llm_trainer.utils.present import present_cluster
+    from llm_trainer.utils.scale_plan import plan_scale
+
+    model, plan = make_plan(settings, places, retrain=retrain)
+    if hardware:
+        cluster, repays = parse_cluster(hardware), COMPILE_REPAYS_FLOPS["cuda"]
+    else:
+        world = launched(os.environ)
+        ranks, local = world.size, world.local_size
+        if wants_launch(settings.runtime):
+            local = processes_per_node(settings.runtime)
+            ranks = local * settings.runtime.nnodes
+        peak = matmul_peak(device, product_dtype(settings.training, device))
+        cluster = present_cluster(device, peak, ranks, local)
+        repays = COMPILE_REPAYS_FLOPS.get(device.type, float("inf"))
+    compiled = settings.training.compile_model
+    scale = plan_scale(
+        model, settings.training, cluster, plan.row_length, plan.steps,
+        fused=plan.total_flops >= repays if compiled == "auto" else compiled,
+    )  # fmt: skip
+    print(f"{plan.render(brief=True)}\n\n" + "\n".join(scale.lines()))
+    if not scale.fits:
+        raise ConfigurationError(scale.complaint())
+
+
+def make_plan(settings: RunSettings, places: Places, *, retrain: bool) -> tuple[ModelConfig, Plan]:
+    """Model and plan of the run; the data is made only if the number of steps depends on it."""
+    from llm_trainer.data.prepare import PreparedSize, find_prepared
+    from llm_trainer.training.inputs import prepare_inputs
+    from llm_trainer.utils.planning import training_plan
 
     size = find_prepared(settings.source, settings.tokenizer, settings.packing, places.data)
     if size is None and settings.training.max_steps is None:
@@ -208,12 +269,9 @@ def make_plan(
         inputs = prepare_inputs(settings, places.data, places.output, retrain_tokenizer=retrain)
         size = PreparedSize(len(inputs.rows), inputs.tokenizer.vocab_size)
     vocab_size = size.vocab_size if size else settings.tokenizer.vocab_size
-    return training_plan(
-        replace(settings.model, vocab_size=vocab_size), settings.training,
-        size.num_rows if size else None, settings.packing.max_length,
-        matmul_peak(device, product_dtype(settings.training, device)),
-        process=PROCESS_BYTES if device.type == "cpu" else 0,
-    )  # fmt: skip
+    model = replace(settings.model, vocab_size=vocab_size)
+    rows, length = size.num_rows if size else None, settings.packing.max_length
+    return model, training_plan(model, settings.training, rows, length)
 
 
 def continuing(command: Sequence[str]) -> str:
@@ -246,7 +304,9 @@ def summary(output: Path, metrics: Mapping[str, float | int | None]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse and train; errors become exit codes."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(message)s", stream=sys.stderr)
+    arguments.words = list(sys.argv[1:] if argv is None else argv)
+    level = arguments.log_level.upper() if is_main() else "ERROR"
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         run_stage("train", lambda: train(arguments))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

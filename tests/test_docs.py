@@ -127,6 +127,9 @@ def test_commands_exist(path: Path) -> None:
             check_script(words[1], words[2:], shown)
         elif words[0] == "dvc":
             check_dvc(words[1:], shown)
+        elif words[0] in ("sbatch", "kubectl", "torchrun"):
+            (file,) = [word for word in words if word.endswith((".sbatch", "job.yaml", ".py"))]
+            assert (ROOT / file).is_file(), shown
         else:
             assert words[0] in ("git", ".", "tensorboard", "pip"), shown
 

@@ -101,7 +101,7 @@ def test_packing_looks_for_no_heavy_package(tmp_path: Path) -> None:
         "tokenizer.train(texts, vocab_size=300)\n"
         "pack_corpus(RawCorpus('raw'), tokenizer, PackingConfig(max_length=32), 'packed',\n"
         "            num_workers=1, progress=False)\n"
-        "heavy = ('torch', 'datasets', 'pandas', 'transformers', 'mlflow')\n"
+        "heavy = ('torch', 'ray', 'fsspec', 'datasets', 'pandas', 'transformers', 'mlflow')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
     done = subprocess.run(

@@ -35,7 +35,7 @@ ROOMS["pipeline"] = set(ROOMS)
 TEXT = {
     # where documents come from: no tokenizer needed, so the tokenizer may be trained from it
     "documents", "ledger", "sources", "stdlib", "local_files", "hub", "streams", "plain_text",
-    "jsonl", "tables", "intake", "hub_files",
+    "jsonl", "tables", "intake", "hub_files", "input_file", "remote_file", "units",
 }  # fmt: skip
 
 LOADED_BY_MLFLOW = "llm_trainer.training.tracking.pyfunc_model"
@@ -44,7 +44,17 @@ LOADED_BY_MLFLOW = "llm_trainer.training.tracking.pyfunc_model"
 NUMBERS_WORDS = "llm_trainer.tokenizer.word_cache"
 """Uses Arrow as a hash table, and knows nothing of its files."""
 
-HEAVY = ("torch", "mlflow", "datasets", "tensorboard", "transformers", "matplotlib", "wandb")
+HEAVY = (
+    "torch",
+    "ray",
+    "fsspec",
+    "mlflow",
+    "datasets",
+    "tensorboard",
+    "transformers",
+    "matplotlib",
+    "wandb",
+)
 
 
 def modules() -> list[str]:

@@ -78,8 +78,8 @@ def _save(
     made, committed = world.trainer(disk / "run"), []
     save = made._save_checkpoint
 
-    def saved() -> Path:
-        path = save()
+    def saved(*, wait: bool = True) -> Path:
+        path = save(wait=wait)
         committed.append(path)
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 ROWS: dict[str, str] = {
     "A1": "benchmarks.soak.random_kills",
     "A2": "benchmarks.soak.save_kills",
+    "A2-ranks": "benchmarks.soak.rank_deaths",
     "A3": "benchmarks.soak.stop_signals",
     "A4": "benchmarks.soak.full_disk",
     "A5": "benchmarks.soak.unwritable",
@@ -14,6 +15,7 @@ ROWS: dict[str, str] = {
     "A9": "benchmarks.soak.two_trainings",
     "A10": "benchmarks.soak.not_finite",
     "A11": "benchmarks.soak.loader_faults",
+    "A12": "benchmarks.soak.lost_ranks",
     "A13": "benchmarks.soak.clocks",
     "A14": "benchmarks.soak.tracking_server",
     "B1": "benchmarks.soak.jsonl",

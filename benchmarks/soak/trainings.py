@@ -125,9 +125,10 @@ def watch(made: Trainer, progress: Progress) -> None:
         progress.set(Progress.DONE, position())
         progress.set(Progress.STARTED, 1)
 
-    def saved() -> Path:
-        path = save()
-        progress.set(Progress.COMMITTED, position())
+    def saved(*, wait: bool = True) -> Path:
+        path = save(wait=wait)
+        if wait:  # in the background it is not yet
+            progress.set(Progress.COMMITTED, position())
         return path
 
     made._resume, made._accumulate, made._save_checkpoint = resumed, accumulated, saved  # type: ignore[method-assign, assignment]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, TypeVar
 
 from llm_trainer.config.base import Config, at_least, within
+from llm_trainer.config.secrets import strip_secrets
 
 STDLIB_DATASET = "python-stdlib"
 """Name of the default corpus: the source files of the running Python's standard library."""
@@ -37,8 +38,8 @@ class SourceConfig(Config):
     text_column: str = "text"
     """Column (csv, parquet, hub) or key (jsonl) that holds the text."""
     train_file: Files = None
-    """Local file, directory, glob, or list of them: txt, md, py, jsonl, csv, parquet, each plain,
-    .gz or .zst."""
+    """File, directory, glob, address (s3://bucket/*.jsonl.zst, gs://, https://), or list of them:
+    txt, md, py, jsonl, csv, parquet, each plain, .gz or .zst."""
     validation_file: Files = None
     """The same for validation; None cuts validation_fraction of the training documents."""
     revision: str | None = None
@@ -74,6 +75,15 @@ class SourceConfig(Config):
         for name in ("train_file", "validation_file"):
             if getattr(self, name) in ("", []):
                 found.append(f"{name} is empty; name files or leave it out (null)")
+            value = getattr(self, name)
+            for entry in [value] if isinstance(value, str) else value or []:
+                if "://" in entry and strip_secrets(entry) != entry:
+                    found.append(
+                        f"{name} ({strip_secrets(entry)}) holds a password, token or signature, "
+                        f"which would end up in files and logs; leave it out and use the "
+                        f"environment (AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                        f"GOOGLE_APPLICATION_CREDENTIALS)"
+                    )
         return found
 
 

@@ -39,8 +39,9 @@ _SECTIONS: dict[str, type[Config]] = {
     "runtime": RuntimeConfig,
 }
 RUNTIME_ONLY = (
-    "save_steps", "save_total_limit", "checkpoint_dir", "logging_steps", "report_to",
-    "strict_resume", "dataloader_num_workers", "world_size", "local_rank",
+    "save_steps", "async_save", "save_total_limit", "checkpoint_dir", "logging_steps", "report_to",
+    "strict_resume", "dataloader_num_workers", "world_size", "local_rank", "parallel",
+    "hybrid_shard", "activation_checkpointing",
 )  # fmt: skip
 """Training fields that change no result; in `params.yaml` they live in `runtime`, where no stage
 lists them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -117,13 +118,20 @@ class RuntimeConfig(Config):
     device: str = "auto"
     """auto (cuda, mps, cpu in this order), or a torch device such as cuda:1."""
     num_threads: int | None = None
-    """CPU threads of torch; null for one per physical core. Another number rounds differently."""
+    """CPU threads of each process; null for one per physical core, shared out among the processes
+    of the machine. Another number rounds differently."""
     preprocessing_num_workers: int | None = None
     """Processes that tokenize; null for one per core. Any number gives the same bytes."""
+    engine: Literal["local", "ray"] = "local"
+    """Who reads and tokenizes text: processes of this machine, or Ray (extra `ray`). Same bytes."""
+    ray_address: str | None = None
+    """A running Ray cluster, as host:port or auto; null starts one on this machine."""
     logging_steps: int = 10
     """Optimizer steps between log records."""
     save_steps: int = 200
     """Optimizer steps between checkpoints."""
+    async_save: bool = False
+    """Save in a thread while the training goes on, from a copy in host memory."""
     save_total_limit: int = 2
     """Newest checkpoints to keep while training."""
     keep_finished: int = 3
@@ -138,16 +146,68 @@ class RuntimeConfig(Config):
     """MLflow experiment that runs are filed under."""
     strict_resume: bool = False
     """Refuse, rather than warn, when a resumed run would not be bitwise equal."""
+    launcher: Literal["torchrun"] | None = None
+    """What starts the processes that train one model together; null for one process. They share
+    the micro-batches of a step among them, so their number changes no result."""
+    nproc_per_node: int | None = None
+    """Processes on each machine; null for one per GPU."""
+    nnodes: int = 1
+    """Machines. On each but the first `python -m pipeline.launch` joins the stage `train`; they all
+    see the same folder."""
+    rdzv_endpoint: str | None = None
+    """Where several machines meet: name and port of one of them, such as node-0:29500."""
+    rdzv_id: str = "llm-trainer"
+    """Name of the meeting, its own for each of several that use one endpoint."""
+    max_restarts: int = 0
+    """Times that the processes are started again from the newest checkpoint when one dies."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the model: ddp, a whole one on each; fsdp, a shard on each; auto,
+    ddp if it fits comfortably."""
+    hybrid_shard: bool = False
+    """Under fsdp, shard within each machine and keep a replica on each."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more compute, same
+    bits."""
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one line each."""
         found = []
         for name in (
             "num_threads", "preprocessing_num_workers", "logging_steps", "save_total_limit",
+            "nproc_per_node", "nnodes",
         ):  # fmt: skip
             found += at_least(name, getattr(self, name), 1)
-        for name in ("save_steps", "keep_finished"):
+        for name in ("save_steps", "keep_finished", "max_restarts"):
             found += at_least(name, getattr(self, name), 0)
+        if self.ray_address is not None and self.engine != "ray":
+            found.append(f"ray_address ({self.ray_address}) is for engine: ray; set that, or null")
         if not self.experiment_name:
             found.append("experiment_name is empty")
+        return found + self._launcher_problems()
+
+    def _launcher_problems(self) -> list[str]:
+        found = []
+        if self.launcher is None:
+            for name, value in (("nproc_per_node", self.nproc_per_node), ("nnodes", self.nnodes)):
+                if value is not None and value > 1:
+                    found.append(f"{name} ({value}) needs launcher: torchrun")
+            return found
+        if self.nnodes > 1 and self.rdzv_endpoint is None:
+            found.append(
+                f"rdzv_endpoint is null, but {self.nnodes} machines have to meet; name one of them "
+                f"with a port, such as node-0:29500"
+            )
+        if self.rdzv_endpoint is not None and not re.fullmatch(
+            r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+):[0-9]{1,5}", self.rdzv_endpoint
+        ):
+            found.append(
+                f"rdzv_endpoint ({self.rdzv_endpoint!r}) must be host:port, such as node-0:29500"
+            )
+        if not re.fullmatch(r"[\w.-]+", self.rdzv_id):
+            found.append(f"rdzv_id ({self.rdzv_id!r}) must be of letters, digits, '.', '_', '-'")
+        if ":" in self.device:
+            found.append(
+                f"device ({self.device}) names one GPU for all processes; let each take its own by "
+                f"device: auto"
+            )
         return found

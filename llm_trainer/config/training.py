@@ -92,6 +92,10 @@ class TrainingConfig(Config):
     """Optimizer steps between checkpoints; 0 saves at the end and on a stop signal only."""
     checkpoint_dir: str = "./checkpoints"
     """Where `Trainer` keeps its checkpoints."""
+    async_save: bool = False
+    """Save in a thread while the training goes on, from a copy in host memory. Off by default: it
+    takes memory for the copy, on a CPU the thread takes its time from the training, and a full
+    disk is told a step later."""
     save_total_limit: int | None = 2
     """Newest checkpoints to keep; None keeps all."""
     strict_resume: bool = False
@@ -133,11 +137,28 @@ class TrainingConfig(Config):
     """Number of processes; under a launcher it must agree with the launcher's."""
     local_rank: int = -1
     """Rank of this process on its machine; -1 means no launcher."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share the work. ddp: the whole model on each; fsdp: weights, gradients
+    and optimizer states in shards, one on each; auto: ddp if all of it fits comfortably."""
+    hybrid_shard: bool = False
+    """Under fsdp, shard within each machine and keep a replica on each: less traffic between
+    machines, more memory."""
+    activation_checkpointing: bool = False
+    """Keep only the inputs of blocks for the backward pass and compute the rest again: less memory,
+    a third more compute, the same bits."""
+    deterministic_reduction: bool = False
+    """Add gradients in one order for any number of processes, so that the result is the same bit by
+    bit for all of them. Costs memory and time; see docs/training.md."""
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches per optimizer step over all processes."""
+        return self.gradient_accumulation_steps * self.world_size
 
     @property
     def effective_batch_size(self) -> int:
         """Rows per optimizer step over all processes."""
-        return self.batch_size * self.gradient_accumulation_steps * self.world_size
+        return self.batch_size * self.micro_batches_per_step
 
     @property
     def warmup_is_explicit(self) -> bool:

@@ -8,6 +8,11 @@ function of the documents alone: the same corpus gives the same number. Price: a
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+from typing import Any
+
+import numpy as np
+
 
 class DuplicateCounter:
     """Counts the documents beyond the first of each distinct one.
@@ -41,3 +46,17 @@ class DuplicateCounter:
         """Documents that are copies of an earlier one."""
         seen = sum(self._copies.values()) - len(self._copies)
         return seen * (2**64 // self._threshold)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that it remembers, as plain values."""
+        pairs = np.array([*self._copies.items()], np.uint64).reshape(-1, 2)
+        return {"threshold": self._threshold, "copies": b64encode(pairs.tobytes()).decode()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DuplicateCounter:
+        """The counter whose `to_dict` gave these."""
+        counter = cls()
+        counter._threshold = values["threshold"]
+        pairs = np.frombuffer(b64decode(values["copies"]), np.uint64).reshape(-1, 2)
+        counter._copies = dict(zip(*pairs.T.tolist(), strict=True))
+        return counter

@@ -11,7 +11,6 @@ Price: about a second to start a worker, and a copy of the ids through a pipe.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import traceback
 from collections import deque
@@ -32,13 +31,6 @@ from llm_trainer.tokenizer.encoder import FastEncoder
 
 _TASKS_AHEAD = 2
 """Row groups a worker may hold: one that it encodes and one that waits."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: how many workers pay."""
-    if hasattr(os, "sched_getaffinity"):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llm_trainer.config import SourceConfig
 from llm_trainer.data.documents import Document
+from llm_trainer.data.input_file import InputFile
 from llm_trainer.data.ledger import Ledger
 from llm_trainer.data.streams import split_pieces
 from llm_trainer.exceptions import DataError
@@ -35,7 +36,10 @@ class Intake:
         self.line_limit = max(MIN_LINE_LIMIT, 4 * config.max_document_bytes)
         self._skip = config.on_bad_line == "skip"
         self._max_bad = config.max_bad_lines
-        self._num_bad = 0
+        self.num_bad = 0
+        """Bad records so far, in all that this was or will be given."""
+        self.num_lines = 0
+        """Lines of the part of a JSONL file that was read last."""
 
     def accept(self, text: str, source: str) -> Iterable[Document]:
         """The documents of one record: one, none if it is empty, several if it is too long.
@@ -111,15 +115,15 @@ class Intake:
         self.ledger.drop(f"bad_{reason}", 1, size)
 
     def _count_bad(self, where: str, problem: str) -> None:
-        self._num_bad += 1
+        self.num_bad += 1
         if not self._skip:
             raise DataError(
                 f"{where}: {problem}; mend it, or set data.on_bad_line: skip to leave out up to "
                 f"data.max_bad_lines ({self._max_bad}) such records"
             )
-        if self._num_bad > self._max_bad:
+        if self.num_bad > self._max_bad:
             raise DataError(
-                f"{where}: {problem}; this is bad record number {self._num_bad} and "
+                f"{where}: {problem}; this is bad record number {self.num_bad} and "
                 f"data.max_bad_lines is {self._max_bad}: mend the source or raise the limit"
             )
 
@@ -139,6 +143,10 @@ class Source:
     """Gives the validation documents; None if they must be cut from `train`."""
     origin: dict[str, str | int | None]
     """What identifies the corpus, for the manifest: dataset, revision, Python version, ..."""
+    train_files: list[InputFile] | None = None
+    """Of files: what `train` reads, so that it can be split into units."""
+    validation_files: list[InputFile] | None = None
+    """The same for `validation`; empty without."""
 
 
 def excerpt(value: object, length: int = 60) -> str:

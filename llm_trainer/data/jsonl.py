@@ -29,29 +29,41 @@ class _BadLine(Exception):
         self.reason = reason
 
 
-def iter_jsonl(stream: TextStream, name: str, intake: Intake) -> Iterator[Document]:
+def iter_jsonl(
+    stream: TextStream, name: str, intake: Intake, lines_before: int | None = None
+) -> Iterator[Document]:
     """The documents of a JSONL file, in order, named `<name>:<line>`.
+
+    `lines_before` is given for a part of a file: what is in front of it. A part may be empty.
 
     Raises:
         DataError: a bad line, unless on_bad_line says to skip it; or nothing but blank lines.
     """
     if refuse_foreign(stream, name, intake):
         return
+    first = lines_before or 0
     empty = True
+    intake.num_lines = 0
     for line in stream.lines(intake.line_limit):
+        intake.num_lines = line.number
         if line.data is not None and not line.data.strip():
             intake.ledger.note("blank_lines")
             continue
         empty = False
-        where = f"{name}:{line.number}"
+        where = f"{name}:{first + line.number}"
         try:
             text = _text_of(line, intake)
         except _BadLine as error:
             intake.refuse(where, error.reason, str(error), line.size)
             continue
         yield from intake.accept(text, where)
-    if empty:
-        intake.refuse(name, "empty_file", "the file has no records", 0)
+    if empty and lines_before is None:
+        refuse_empty(name, intake)
+
+
+def refuse_empty(name: str, intake: Intake) -> None:
+    """Refuse a file without records."""
+    intake.refuse(name, "empty_file", "the file has no records", 0)
 
 
 def _text_of(line: Line, intake: Intake) -> str:

@@ -7,7 +7,7 @@ balance has lost something without a word, and fails. Price: a few integer addit
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from llm_trainer.exceptions import IntegrityError
@@ -70,6 +70,27 @@ class Ledger:
     def note(self, name: str, count: int = 1) -> None:
         """Count something that is neither a document nor text."""
         self.notes[name] = self.notes.get(name, 0) + count
+
+    def merge(self, other: Ledger) -> None:
+        """Add the books of another part of the same stage."""
+        self.into.plus(*astuple(other.into))
+        self.out.plus(*astuple(other.out))
+        for reason, count in other.added.items():
+            self.add(reason, *astuple(count))
+        for reason, count in other.dropped.items():
+            self.drop(reason, *astuple(count))
+        for name, number in other.notes.items():
+            self.note(name, number)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Ledger:
+        """The books that `to_dict` gave."""
+        ledger = cls(values["stage"])
+        ledger.into, ledger.out = Count(**values["in"]), Count(**values["out"])
+        ledger.added = {reason: Count(**count) for reason, count in values["added"].items()}
+        ledger.dropped = {reason: Count(**count) for reason, count in values["dropped"].items()}
+        ledger.notes = dict(values["notes"])
+        return ledger
 
     def check(self) -> None:
         """Make sure that the books balance.

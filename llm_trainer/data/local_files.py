@@ -1,9 +1,8 @@
-"""Documents from files on this machine: a file, a directory, a glob, or a list of these.
+"""Documents from files: a file, a directory, a glob, an address, or a list of these.
 
-Formats by suffix: txt, md and py are one document a file; jsonl, csv and parquet one a record; all
-but parquet (which compresses itself) may end in `.gz` or `.zst` too. Directories are searched
-recursively, in sorted order, without hidden files and without symbolic links to directories.
-Everything is found and checked before anything is read.
+Directories are searched recursively, in sorted order, without hidden files and without symbolic
+links to directories. Everything is found and checked before anything is read. Formats are those of
+`input_file`, addresses those of `remote_file`.
 """
 
 from __future__ import annotations
@@ -14,47 +13,30 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm_trainer.config import SourceConfig
 from llm_trainer.config.checks import shown
 from llm_trainer.config.secrets import strip_secrets
 from llm_trainer.data.documents import Document
+from llm_trainer.data.input_file import COMPRESSIONS, KNOWN, InputFile, format_of, is_address
 from llm_trainer.data.intake import Intake, Source
-from llm_trainer.data.jsonl import iter_jsonl
-from llm_trainer.data.plain_text import iter_python, iter_text
-from llm_trainer.data.streams import TextStream, open_text
-from llm_trainer.data.tables import iter_csv, iter_parquet
+from llm_trainer.data.units import Part, iter_part
 from llm_trainer.exceptions import DataError
+from llm_trainer.files import digest_json
+
+if TYPE_CHECKING:
+    from llm_trainer.data.remote_file import Found
 
 logger = logging.getLogger(__name__)
 
-_TEXT_READERS: dict[str, Callable[[TextStream, str, Intake], Iterator[Document]]] = {
-    "txt": iter_text, "md": iter_text, "py": iter_python, "jsonl": iter_jsonl, "csv": iter_csv,
-}  # fmt: skip
-_FORMATS = (*_TEXT_READERS, "parquet")
-_COMPRESSIONS = ("gz", "zst")
-_KNOWN = ", ".join(f".{name}" for name in _FORMATS) + "; each but .parquet with .gz or .zst too"
-
 
 @dataclass(frozen=True)
-class LocalFile:
-    """A file to read."""
-
-    path: Path
-    name: str
-    """What its documents are named after: the path as given, never an absolute one."""
-    format: str
-    """txt, md, py, jsonl, csv or parquet."""
-    compression: str
-    """"", gz or zst."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
+class InputFiles:
     """The files of a source, in the order of reading."""
 
-    train: list[LocalFile]
-    validation: list[LocalFile]
+    train: list[InputFile]
+    validation: list[InputFile]
     left_out: list[str]
     """What was found beside them, one line for each directory or glob."""
 
@@ -70,16 +52,26 @@ def open_local(config: SourceConfig) -> Source:
     for line in found.left_out:
         logger.warning("%s", line)
     files = [*found.train, *found.validation]
-    num_bytes = sum(file.path.stat().st_size for file in files)
+    origin: dict[str, str | int | None] = {
+        "kind": "files",
+        "files": len(files),
+        "file_bytes": sum(file.size for file in files),
+    }
+    if any(file.is_remote for file in files):
+        # of what is on this machine the time would be a part of it, which means nothing elsewhere
+        tags = [[file.name, file.size, file.tag] for file in files if file.is_remote]
+        origin["remote_digest"] = digest_json(tags)
     return Source(
-        name="local files",
+        name="local files" if "remote_digest" not in origin else "files",
         train=_reader(found.train),
         validation=_reader(found.validation) if found.validation else None,
-        origin={"kind": "files", "files": len(files), "file_bytes": num_bytes},
+        origin=origin,
+        train_files=found.train,
+        validation_files=found.validation,
     )
 
 
-def find_files(config: SourceConfig) -> LocalFiles:
+def find_files(config: SourceConfig) -> InputFiles:
     """The files of `train_file` and of `validation_file`, without reading them.
 
     Raises:
@@ -89,57 +81,71 @@ def find_files(config: SourceConfig) -> LocalFiles:
     left_out: list[str] = []
     train = _find(config.train_file, "data.train_file", left_out)
     validation = _find(config.validation_file, "data.validation_file", left_out)
-    shared = sorted({path.resolve() for path in train} & {path.resolve() for path in validation})
+    shared = sorted(train.keys() & validation.keys())
     if shared:
         raise DataError(
             f"{shared[0]}: is in both data.train_file and data.validation_file; leave "
             f"validation_file out (null) to cut data.validation_fraction of the documents instead"
         )
-    names = _names([*train, *validation])
-    return LocalFiles(
-        train=[_local_file(path, names[path]) for path in train],
-        validation=[_local_file(path, names[path]) for path in validation],
+    names = _names(
+        [path for path in [*train.values(), *validation.values()] if isinstance(path, Path)]
+    )
+    return InputFiles(
+        train=[_input_file(found, names) for found in train.values()],
+        validation=[_input_file(found, names) for found in validation.values()],
         left_out=left_out,
     )
 
 
-def _reader(files: list[LocalFile]) -> Callable[[Intake], Iterator[Document]]:
+def _reader(files: list[InputFile]) -> Callable[[Intake], Iterator[Document]]:
     def read(intake: Intake) -> Iterator[Document]:
         for file in files:
-            yield from iter_file(file, intake)
+            yield from iter_part(Part(file), intake)
 
     return read
-
-
-def iter_file(file: LocalFile, intake: Intake) -> Iterator[Document]:
-    """The documents of one file, in order.
-
-    Raises:
-        DataError: it cannot be read, or has a bad record and on_bad_line does not say to skip it.
-    """
-    if file.format == "parquet":
-        yield from iter_parquet(file.path, file.name, intake)
-        return
-    with open_text(file.path, file.name, file.compression) as stream:
-        yield from _TEXT_READERS[file.format](stream, file.name, intake)
 
 
 # --------------------------------------------------------------------------- finding
 
 
-def _find(entries: str | list[str] | None, key: str, left_out: list[str]) -> list[Path]:
-    found: dict[Path, Path] = {}
+def _find(
+    entries: str | list[str] | None, key: str, left_out: list[str]
+) -> dict[str, Path | Found]:
+    """What each entry names, by its identity: what is listed twice is read once."""
+    found: dict[str, Path | Found] = {}
     for entry in [entries] if isinstance(entries, str) else entries or []:
-        for path in _expand(entry, key, left_out):
-            found.setdefault(path.resolve(), path)  # listed twice is read once
-    return list(found.values())
+        if is_address(entry):
+            for remote in _expand_address(entry, key, left_out):
+                found.setdefault(remote.address, remote)
+        else:
+            for path in _expand(entry, key, left_out):
+                found.setdefault(str(path.resolve()), path)
+    return found
+
+
+def _expand_address(entry: str, key: str, left_out: list[str]) -> list[Found]:
+    from llm_trainer.data.remote_file import find_remote
+
+    try:
+        found = find_remote(entry)
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+    if len(found) == 1 and found[0].address == entry:
+        _check_kind(entry, key)
+        if found[0].size == 0:
+            raise DataError(f"{key}: {entry} is empty")
+        return found
+    if not found:
+        raise DataError(f"{key}: nothing is at {entry}; name a file, folder or glob that is there")
+    by_name = {remote.address: remote for remote in found}
+    return [by_name[name] for name in _readable(list(by_name), f"{key}: {entry}", left_out)]
 
 
 def _expand(entry: str, key: str, left_out: list[str]) -> list[Path]:
     path = Path(entry).expanduser()
     if path.is_dir():
         paths = sorted(_walk(path), key=_posix)
-        return _readable(paths, f"{key}: directory {entry}", left_out)
+        return _readable_paths(paths, f"{key}: directory {entry}", left_out)
     if path.exists():
         _check_named_file(path, key)
         return [path]
@@ -148,7 +154,7 @@ def _expand(entry: str, key: str, left_out: list[str]) -> list[Path]:
         if not matches:
             raise DataError(f"{key}: nothing matches {shown(entry)} in {Path.cwd()}")
         paths = [match for match in matches if match.is_file()]
-        return _readable(paths, f"{key}: glob {entry}", left_out)
+        return _readable_paths(paths, f"{key}: glob {entry}", left_out)
     raise DataError(
         f"{key}: {strip_secrets(entry)}: no such file or directory (relative to {Path.cwd()}); "
         f"name one that is there"
@@ -170,45 +176,53 @@ def _walk(directory: Path) -> Iterator[Path]:
 def _check_named_file(path: Path, key: str) -> None:
     if not path.is_file():
         raise DataError(f"{key}: {path} is not a regular file")
-    if _format_of(path) is None:
-        hint = ""
-        if path.suffix == ".json":
-            hint = "; one JSON document cannot be read in parts: convert it to one object a line"
-        elif path.suffix[1:] in _COMPRESSIONS:
-            hint = "; the format comes from the suffix before: name it like data.jsonl.gz"
-        raise DataError(f"{key}: {path} is of an unknown kind (known: {_KNOWN}){hint}")
+    _check_kind(str(path), key)
     if path.stat().st_size == 0:
         raise DataError(f"{key}: {path} is empty")
 
 
-def _readable(paths: list[Path], what: str, left_out: list[str]) -> list[Path]:
-    readable = [path for path in paths if _format_of(path)]
+def _check_kind(name: str, key: str) -> None:
+    if format_of(name) is not None:
+        return
+    hint = ""
+    suffix = Path(name).suffix
+    if suffix == ".json":
+        hint = "; one JSON document cannot be read in parts: convert it to one object a line"
+    elif suffix[1:] in COMPRESSIONS:
+        hint = "; the format comes from the suffix before: name it like data.jsonl.gz"
+    raise DataError(f"{key}: {name} is of an unknown kind (known: {KNOWN}){hint}")
+
+
+def _readable_paths(paths: list[Path], what: str, left_out: list[str]) -> list[Path]:
+    by_name = {str(path): path for path in paths}
+    return [by_name[name] for name in _readable(list(by_name), what, left_out)]
+
+
+def _readable(names: list[str], what: str, left_out: list[str]) -> list[str]:
+    readable = [name for name in names if format_of(name)]
     if not readable:
         raise DataError(
-            f"{what} has no file of a known kind (known: {_KNOWN}); {len(paths):,} others"
+            f"{what} has no file of a known kind (known: {KNOWN}); {len(names):,} others"
         )
-    if len(readable) < len(paths):
-        others = sorted({path.suffix or path.name for path in paths if not _format_of(path)})
+    if len(readable) < len(names):
+        kinds = {Path(name).suffix or Path(name).name for name in names if not format_of(name)}
+        others = sorted(kinds)
         shown = ", ".join(others[:6]) + (", ..." if len(others) > 6 else "")
         left_out.append(
-            f"{what}: {len(paths) - len(readable)} files of other kinds are left out ({shown})"
+            f"{what}: {len(names) - len(readable)} files of other kinds are left out ({shown})"
         )
     return readable
 
 
-def _format_of(path: Path) -> tuple[str, str] | None:
-    parts = path.name.lower().split(".")[1:]
-    compression = parts.pop() if parts and parts[-1] in _COMPRESSIONS else ""
-    kind = parts[-1] if parts else ""
-    if kind not in _FORMATS or (kind == "parquet" and compression):
-        return None
-    return kind, compression
-
-
-def _local_file(path: Path, name: str) -> LocalFile:
-    kind = _format_of(path)
+def _input_file(found: Path | Found, names: dict[Path, str]) -> InputFile:
+    if isinstance(found, Path):
+        kind, state = format_of(found.name), found.stat()
+        assert kind is not None
+        place = os.path.abspath(found)
+        return InputFile(place, names[found], *kind, state.st_size, str(state.st_mtime_ns))
+    kind = format_of(found.address)
     assert kind is not None
-    return LocalFile(path, name, *kind)
+    return InputFile(found.address, found.address, *kind, found.size, found.tag)
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:

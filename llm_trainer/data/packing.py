@@ -27,6 +27,7 @@ from llm_trainer.config.checks import flags, instance, place, refuse, whole
 from llm_trainer.config.data import PackingConfig
 from llm_trainer.data.encode import EncodedChunk, list_tasks, peak_rss_bytes
 from llm_trainer.data.encode_pool import PoolStats, encode_tasks
+from llm_trainer.data.engine import LOCAL, Engine
 from llm_trainer.data.ledger import Ledger
 from llm_trainer.data.packed_manifest import SPLITS, Split, write_packed_manifest
 from llm_trainer.data.packers import create_packer
@@ -49,6 +50,7 @@ def pack_corpus(
     *,
     num_workers: int,
     progress: bool = True,
+    engine: Engine = LOCAL,
 ) -> dict[str, Any]:
     """Encode and pack both splits of `raw` into the directory `out`, which is replaced.
 
@@ -58,6 +60,7 @@ def pack_corpus(
         config: row length, strategy, shard size.
         out: written as a whole or not at all.
         num_workers: processes that encode; 1 is this one. Any number gives the same bytes.
+        engine: who runs them; with Ray `engine.num_workers` counts, not `num_workers`.
         progress: show a bar if stderr is a terminal.
 
     Returns:
@@ -68,7 +71,7 @@ def pack_corpus(
         IntegrityError: the raw files changed meanwhile, or the ledger does not balance.
         LLMTrainerError: a worker process died, or the disk is full.
     """
-    _check_arguments(raw, tokenizer, config, out, num_workers, progress)
+    _check_arguments(raw, tokenizer, config, out, num_workers, progress, engine)
     digest = tokenizer.digest
     started = time.perf_counter()
     for split in SPLITS:
@@ -79,13 +82,15 @@ def pack_corpus(
     stats = PoolStats()
     packs: dict[str, _SplitPack] = {}
     with atomic_directory(out) as directory:
-        encoded = encode_tasks(
-            tasks,
-            tokenizer,
-            dtype=id_dtype(tokenizer.vocab_size),
-            num_workers=num_workers,
-            stats=stats,
-        )
+        dtype = id_dtype(tokenizer.vocab_size)
+        if engine.name == "ray":
+            from llm_trainer.data.encode_ray import encode_on_ray
+
+            encoded = encode_on_ray(tasks, tokenizer, dtype=dtype, engine=engine, stats=stats)
+        else:
+            encoded = encode_tasks(
+                tasks, tokenizer, dtype=dtype, num_workers=num_workers, stats=stats
+            )
         with closing(encoded):
             for split, group in itertools.groupby(encoded, key=lambda pair: pair[0].split):
                 packs[split] = pack = _SplitPack(split, raw, tokenizer, config, directory)
@@ -95,7 +100,7 @@ def pack_corpus(
         write_packed_manifest(
             directory,
             row_length=config.max_length,
-            dtype=id_dtype(tokenizer.vocab_size).name,
+            dtype=dtype.name,
             strategy=config.strategy,
             vocab_size=tokenizer.vocab_size,
             end_id=tokenizer.end_id,
@@ -214,7 +219,7 @@ class _SplitPack:
 
 def _check_arguments(
     raw: RawCorpus, tokenizer: BPETokenizer, config: PackingConfig, out: object,
-    num_workers: int, progress: bool,
+    num_workers: int, progress: bool, engine: Engine,
 ) -> None:  # fmt: skip
     from llm_trainer.data.raw import RawCorpus
     from llm_trainer.tokenizer.bpe import BPETokenizer
@@ -227,6 +232,7 @@ def _check_arguments(
         place("out", out),
         whole("num_workers", num_workers, 1),
         flags(progress=progress),
+        instance("engine", engine, Engine),
     )
     config.validate()
 

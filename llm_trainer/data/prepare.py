@@ -26,6 +26,7 @@ from llm_trainer.config.data import (
     SourceConfig,
     TokenizerConfig,
 )
+from llm_trainer.data.input_file import InputFile
 from llm_trainer.data.local_files import find_files
 from llm_trainer.data.raw import RawCorpus, build_raw
 from llm_trainer.data.shards import PackedRows
@@ -241,10 +242,15 @@ def source_digest(config: SourceConfig) -> str:
             del values[key]
         found = find_files(config)
         for key, files in zip(_FILE_KEYS, (found.train, found.validation), strict=True):
-            values[key] = [[file.name, file.format, sha256_file(file.path)] for file in files]
+            values[key] = [[file.name, file.format, _content(file)] for file in files]
     elif config.dataset_name == STDLIB_DATASET:
         values["python"] = [platform.python_implementation(), platform.python_version()]
     return digest_json({"format": _FORMAT, "source": values})
+
+
+def _content(file: InputFile) -> str | list[Any]:
+    # of what lies elsewhere the store's word must do: to hash it would be to fetch it
+    return [file.size, file.tag] if file.is_remote else sha256_file(file.place)
 
 
 def tokenizer_settings_digest(raw: RawCorpus, config: TokenizerConfig) -> str:

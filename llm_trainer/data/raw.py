@@ -18,10 +18,13 @@ from llm_trainer.config import SourceConfig
 from llm_trainer.config.checks import flags, instance, place, refuse
 from llm_trainer.data.documents import Document
 from llm_trainer.data.duplicates import DuplicateCounter
+from llm_trainer.data.engine import LOCAL, Engine
 from llm_trainer.data.ledger import Ledger
-from llm_trainer.data.raw_file import RawWriter, read_documents
+from llm_trainer.data.raw_build import RawBuild
+from llm_trainer.data.raw_file import read_documents
+from llm_trainer.data.raw_fill import fill, identity
 from llm_trainer.data.raw_groups import REMEDY
-from llm_trainer.data.sources import SPLITS, Placed, Split, iter_placed, open_source
+from llm_trainer.data.sources import SPLITS, Split, open_source
 from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError
 from llm_trainer.files import (
     MANIFEST_NAME,
@@ -38,10 +41,14 @@ KIND = "raw"
 _MIB = 2**20
 
 
-def build_raw(config: SourceConfig, out: Path, *, progress: bool = True) -> dict[str, Any]:
+def build_raw(
+    config: SourceConfig, out: Path, *, progress: bool = True, engine: Engine = LOCAL
+) -> dict[str, Any]:
     """Read the source that `config` names and write its documents to the directory `out`.
 
-    The same documents give the same bytes. `progress` shows a bar, on a terminal only.
+    The same documents give the same bytes, whatever the engine and its number of workers. A run
+    that was killed goes on from its last complete file when it is given again. `progress` shows a
+    bar, on a terminal only.
 
     Returns:
         Metrics, a flat dictionary: documents and bytes (of UTF-8 text) of each split, dropped
@@ -50,49 +57,52 @@ def build_raw(config: SourceConfig, out: Path, *, progress: bool = True) -> dict
     Raises:
         ConfigurationError: `config` has an impossible value.
         DataError: the source is missing, empty, malformed, or gives no documents for a split.
-        LLMTrainerError: `out` cannot be written or the disk is full.
+        LLMTrainerError: `out` cannot be written or the disk is full; Ray cannot be started or
+            reached, or loses the same part again and again.
     """
     refuse(
         ConfigurationError,
         instance("config", config, SourceConfig),
         place("out", out),
         flags(progress=progress),
+        instance("engine", engine, Engine),
     )
     config.validate()
     started = time.perf_counter()
     source = open_source(config)
-    ledger = Ledger("download")
-    copies = DuplicateCounter()
     with atomic_directory(out) as directory:
-        writers = {split: RawWriter(directory, split) for split in SPLITS}
-        placed = iter_placed(source, config, ledger)
+        build = RawBuild(
+            Path(out).parent / f".partial-progress-{Path(out).name}",
+            identity(source, config),
+            source.name,
+            config,
+            own_validation=source.validation is not None,
+        )
         try:
-            for item in _with_progress(placed) if progress else placed:
-                writers[item.split].add(item.data, item.document.source)
-                if item.split == "train":
-                    copies.add(item.digest)
-            for writer in writers.values():
-                writer.close()
+            sizes = fill(build, source, config, engine)
+            for _ in _with_progress(sizes) if progress else sizes:
+                pass
+            build.close()
+            build.link_into(directory)
         except BaseException:
-            for writer in writers.values():
-                writer.abandon()
+            build.abandon()
             raise
-        for writer in writers.values():
-            ledger.give_out(writer.num_documents, writer.num_bytes)
-        ledger.check()
         splits = {
             split: {
                 "documents": writer.num_documents,
                 "bytes": writer.num_bytes,
                 "files": writer.names,
             }
-            for split, writer in writers.items()
+            for split, writer in build.writers.items()
         }
         manifest = write_manifest(
-            directory, KIND, splits=splits, ledger=ledger.to_dict(), origin=source.origin
+            directory, KIND, splits=splits, ledger=build.ledger.to_dict(), origin=source.origin
         )
         manifest = seal_manifest(directory, manifest)
-    return _metrics(source.name, manifest, ledger, copies, time.perf_counter() - started)
+    build.remove()
+    return _metrics(
+        source.name, manifest, build.ledger, build.copies, time.perf_counter() - started
+    )
 
 
 def _metrics(
@@ -113,15 +123,15 @@ def _metrics(
     return metrics
 
 
-def _with_progress(placed: Iterator[Placed]) -> Iterator[Placed]:
+def _with_progress(sizes: Iterator[int]) -> Iterator[int]:
     from tqdm import tqdm
 
     documents = pending = 0
     with tqdm(desc="download", unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
-        for item in placed:
-            yield item
+        for size in sizes:
+            yield size
             documents += 1
-            pending += len(item.data)
+            pending += size
             if pending >= _MIB or documents % 1024 == 0:
                 bar.set_postfix_str(f"{documents:,} documents", refresh=False)
                 bar.update(pending)

@@ -8,7 +8,7 @@ Parquet writes into each file).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,17 +36,20 @@ class RawWriter:
     Args:
         directory: where to; must exist.
         split: "train" or "validation".
+        names: of files that are there already, and stay.
 
     Attributes:
         names: of the files begun so far.
+        num_complete: how many of these are complete.
+        complete_documents, complete_bytes: in these.
         num_documents: added so far.
         num_bytes: of UTF-8 text added so far.
     """
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(self, directory: Path, split: str, names: Iterable[str] = ()) -> None:
         import pyarrow as pa
 
-        self.names: list[str] = []
+        self.names = list(names)
         self.num_documents = 0
         self.num_bytes = 0
         self._directory = directory
@@ -54,6 +57,9 @@ class RawWriter:
         self._schema = pa.schema(
             [pa.field("text", pa.string(), False), pa.field("source", pa.string(), False)]
         )
+        self.num_complete = len(self.names)
+        self.complete_documents = 0
+        self.complete_bytes = 0
         self._writer: pq.ParquetWriter | None = None
         self._texts: list[bytes] = []
         self._sources: list[bytes] = []
@@ -113,6 +119,8 @@ class RawWriter:
     def _close_file(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            self.num_complete += 1
+            self.complete_documents, self.complete_bytes = self.num_documents, self.num_bytes
         self._writer = None
         self._file_bytes = 0
 

@@ -20,7 +20,7 @@ from llm_trainer.config import SourceConfig
 from llm_trainer.config.checks import choice, instance, refuse
 from llm_trainer.config.data import STDLIB_DATASET
 from llm_trainer.data.documents import Document, content_hash, hash_fraction, is_validation
-from llm_trainer.data.intake import Intake, Source
+from llm_trainer.data.intake import Intake, Reader, Source
 from llm_trainer.data.ledger import Ledger
 from llm_trainer.exceptions import DataError
 
@@ -93,78 +93,122 @@ def iter_placed(source: Source, config: SourceConfig, ledger: Ledger) -> Iterato
     Raises:
         DataError: a bad record; no validation documents; no training documents.
     """
-    if source.validation is None:
-        yield from _cut(source, config, ledger)
-    else:
-        yield from _apart(source, config, ledger)
-
-
-def _apart(source: Source, config: SourceConfig, ledger: Ledger) -> Iterator[Placed]:
-    assert source.validation is not None
+    placing = Placing(source.name, config, own_validation=source.validation is not None)
     intake = Intake(config, ledger)
-    known: set[bytes] = set()
-    for document in source.validation(intake):
-        placed = _placed("validation", document)
-        known.add(placed.digest)
-        yield placed
-    if not known:
-        raise DataError(
-            f"{source.name}: the validation set has no documents with text; name another, or none "
-            f"(data.validation_split, data.validation_file: null) to cut data.validation_fraction "
-            f"({config.validation_fraction}) of the training documents"
-        )
-    num_train = num_shared = 0
-    for document in source.train(intake):
-        placed = _placed("train", document)
-        if placed.digest in known:
-            num_shared += 1
-            ledger.drop("in_validation", 1, len(placed.data))
-            continue
-        num_train += 1
-        yield placed
-        if num_train == config.max_documents:
-            return
-    if num_train == 0:
-        why = f"all {num_shared:,} are in validation too" if num_shared else "it is empty"
-        raise DataError(f"{source.name}: the training set has no documents of its own: {why}")
-
-
-def _cut(source: Source, config: SourceConfig, ledger: Ledger) -> Iterator[Placed]:
-    counts: dict[Split, int] = {"train": 0, "validation": 0}
-    lowest, highest = 1.0, 0.0
-    for document in source.train(Intake(config, ledger)):
-        placed = _placed("train", document)
-        fraction = hash_fraction(placed.digest)
-        lowest, highest = min(lowest, fraction), max(highest, fraction)
-        if is_validation(placed.digest, config.validation_fraction):
-            placed = placed._replace(split="validation")
-        counts[placed.split] += 1
-        yield placed
-        if placed.split == "train" and counts["train"] == config.max_documents:
-            break
-    num_documents = sum(counts.values())
-    if num_documents == 0:
-        raise DataError(f"{source.name}: no documents with text; the corpus is empty")
-    if lowest == highest:
-        raise DataError(
-            f"{source.name}: one document (or copies of one) cannot be both training and "
-            f"validation data; name other data for validation (data.validation_file), or set "
-            f"data.max_document_bytes to a hundredth of its size, so that it is cut into pieces"
-        )
-    remedies: tuple[tuple[Split, float], ...] = (
-        # any fraction above the lowest hash and up to the highest leaves each side something
-        ("validation", math.floor(lowest * 1e6 + 1) / 1e6),
-        ("train", math.floor(highest * 1e6) / 1e6),
+    phases: tuple[tuple[Split, Reader | None], ...] = (
+        ("validation", source.validation),
+        ("train", source.train),
     )
-    for split, remedy in remedies:
-        if counts[split] == 0:
+    for phase, reader in phases:
+        for document in reader(intake) if reader else ():
+            data = document.text.encode()
+            digest = content_hash(data)
+            split = placing.place(phase, digest)
+            if split is None:
+                ledger.drop("in_validation", 1, len(data))
+                continue
+            yield Placed(split, document, data, digest)
+            if placing.is_full:
+                break
+        placing.end(phase)
+
+
+class Placing:
+    """Decides the side of each document, in the order of the source.
+
+    Args:
+        name: of the source, for messages.
+        config: share of validation, and how many training documents are wanted.
+        own_validation: whether the source has a validation set of its own, which comes first.
+
+    Attributes:
+        known: content hashes of the source's own validation documents.
+        counts: documents of each side so far.
+        shared: training documents that were in validation too.
+        lowest, highest: `hash_fraction` of the documents that were cut, so far.
+    """
+
+    def __init__(self, name: str, config: SourceConfig, *, own_validation: bool) -> None:
+        self.known: set[bytes] = set()
+        self.counts: dict[Split, int] = {"train": 0, "validation": 0}
+        self.shared = 0
+        self.lowest, self.highest = 1.0, 0.0
+        self._name = name
+        self._own_validation = own_validation
+        self._fraction = config.validation_fraction
+        self._most = config.max_documents
+
+    @property
+    def room(self) -> int | None:
+        """Training documents that are still wanted; None for all."""
+        return None if self._most is None else self._most - self.counts["train"]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more documents are wanted."""
+        return self._most is not None and self.counts["train"] >= self._most
+
+    def place(self, phase: Split, digest: bytes) -> Split | None:
+        """Side of the next document, read from the source's set `phase`; None to drop it."""
+        split: Split | None = self.side(phase, digest)
+        if split is None:
+            self.shared += 1
+            return None
+        if phase == "validation":
+            self.known.add(digest)
+        elif not self._own_validation:
+            fraction = hash_fraction(digest)
+            self.lowest, self.highest = min(self.lowest, fraction), max(self.highest, fraction)
+        self.counts[split] += 1
+        return split
+
+    def side(self, phase: Split, digest: bytes) -> Split | None:
+        """The side of a document, without counting it."""
+        if phase == "validation":
+            return "validation"
+        if self._own_validation:
+            return None if digest in self.known else "train"
+        return "validation" if is_validation(digest, self._fraction) else "train"
+
+    def end(self, phase: Split) -> None:
+        """Check what the set `phase` of the source gave.
+
+        Raises:
+            DataError: a side has no documents.
+        """
+        if phase == "train":
+            self._check_own() if self._own_validation else self._check_cut()
+        elif self._own_validation and not self.known:
             raise DataError(
-                f"{source.name}: of {num_documents:,} documents none fell to {split} by its hash, "
-                f"with data.validation_fraction {config.validation_fraction}; {remedy:.6f} would "
-                f"give it some, or name other data for validation"
+                f"{self._name}: the validation set has no documents with text; name another, or "
+                f"none (data.validation_split, data.validation_file: null) to cut "
+                f"data.validation_fraction ({self._fraction}) of the training documents"
             )
 
+    def _check_own(self) -> None:
+        if self.counts["train"] == 0:
+            why = f"all {self.shared:,} are in validation too" if self.shared else "it is empty"
+            raise DataError(f"{self._name}: the training set has no documents of its own: {why}")
 
-def _placed(split: Split, document: Document) -> Placed:
-    data = document.text.encode()
-    return Placed(split, document, data, content_hash(data))
+    def _check_cut(self) -> None:
+        num_documents = sum(self.counts.values())
+        if num_documents == 0:
+            raise DataError(f"{self._name}: no documents with text; the corpus is empty")
+        if self.lowest == self.highest:
+            raise DataError(
+                f"{self._name}: one document (or copies of one) cannot be both training and "
+                f"validation data; name other data for validation (data.validation_file), or set "
+                f"data.max_document_bytes to a hundredth of its size, so that it is cut into pieces"
+            )
+        remedies: tuple[tuple[Split, float], ...] = (
+            # any fraction above the lowest hash and up to the highest leaves each side something
+            ("validation", math.floor(self.lowest * 1e6 + 1) / 1e6),
+            ("train", math.floor(self.highest * 1e6) / 1e6),
+        )
+        for split, remedy in remedies:
+            if self.counts[split] == 0:
+                raise DataError(
+                    f"{self._name}: of {num_documents:,} documents none fell to {split} by its "
+                    f"hash, with data.validation_fraction {self._fraction}; {remedy:.6f} would "
+                    f"give it some, or name other data for validation"
+                )

@@ -13,13 +13,14 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
+from llm_trainer.data.input_file import InputFile
 from llm_trainer.exceptions import DataError, MissingDependencyError
 
 BLOCK_BYTES = 2**20
 """Bytes asked for at a time."""
+_SEEK_BYTES = 2**16
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
 
@@ -114,8 +115,8 @@ class TextStream:
 
 
 @contextmanager
-def open_text(path: Path, name: str, compression: str) -> Iterator[TextStream]:
-    """Open a text file; `compression` is "", "gz" or "zst", `name` stands in messages.
+def open_text(file: InputFile, window: tuple[int, int] | None = None) -> Iterator[TextStream]:
+    """Open a text file, or the bytes from `window[0]` to before `window[1]` of a plain one.
 
     Errors while the stream is read in the body are translated too.
 
@@ -123,10 +124,11 @@ def open_text(path: Path, name: str, compression: str) -> Iterator[TextStream]:
         DataError: the file is missing, cannot be read, is cut off or is not what its suffix says.
         MissingDependencyError: this build of pyarrow has no zstd.
     """
+    name, compression = file.name, file.compression
     raw: _Readable | None = None
     try:
-        raw = _open_raw(path, compression)
-        yield TextStream(raw)
+        raw = _open_raw(file)
+        yield TextStream(raw if window is None else _Window(raw, *window))
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -140,21 +142,60 @@ def open_text(path: Path, name: str, compression: str) -> Iterator[TextStream]:
             raw.close()
 
 
-def _open_raw(path: Path, compression: str) -> _Readable:
-    if compression == "gz":
-        return gzip.open(path, "rb")
-    if compression == "zst":
+def line_start(file: InputFile, offset: int) -> int:
+    """Where the first line begins that starts at or after byte `offset` of a plain file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if offset <= 0:
+        return 0
+    try:
+        with file.open(least=_SEEK_BYTES) as raw:
+            at = raw.seek(offset - 1)  # a line starts right here if the byte before ends one
+            while block := raw.read(_SEEK_BYTES):
+                found = block.find(b"\n")
+                if found >= 0:
+                    return at + found + 1
+                at += len(block)
+            return at
+    except OSError as error:
+        raise DataError(f"{file.name}: cannot be read ({error.strerror or error})") from error
+
+
+class _Window:
+    """A part of a file's bytes."""
+
+    def __init__(self, raw: BinaryIO, start: int, stop: int) -> None:
+        self._raw = raw
+        self._left = stop - start
+        raw.seek(start)
+
+    def read(self, size: int, /) -> bytes:
+        data = self._raw.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+def _open_raw(file: InputFile) -> BinaryIO:
+    if file.compression == "gz":
+        place = {"fileobj": file.open()} if file.is_remote else {"filename": file.place}
+        return cast(BinaryIO, gzip.GzipFile(mode="rb", **place))
+    if file.compression == "zst":
         import pyarrow as pa
 
         if not pa.Codec.is_available("zstd"):
             raise MissingDependencyError(
-                f"{path}: this pyarrow was built without zstd; install pyarrow from PyPI, or "
+                f"{file.name}: this pyarrow was built without zstd; install pyarrow from PyPI, or "
                 f"decompress the file with `unzstd`"
             )
-        open(path, "rb").close()  # Python's error for a missing file; Arrow's names no errno
-        stream: _Readable = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+        # opened by Python, for its error for a missing file: Arrow's names no errno
+        stream: BinaryIO = pa.CompressedInputStream(pa.PythonFile(file.open(), "r"), "zstd")
         return stream
-    return open(path, "rb", buffering=0)
+    return file.open()
 
 
 def _damaged(name: str, compression: str, error: BaseException) -> str:

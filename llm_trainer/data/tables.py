@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llm_trainer.data.documents import Document
+from llm_trainer.data.input_file import InputFile
 from llm_trainer.data.intake import Intake
 from llm_trainer.data.plain_text import refuse_foreign
 from llm_trainer.data.streams import Line, TextStream
@@ -20,9 +21,12 @@ from llm_trainer.exceptions import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _PARQUET_BATCH_ROWS = 64
 _PARQUET_BUFFER_BYTES = 2**20
+_FOOTER_BYTES = 2**16
+"""Least that is fetched from an address at a time: most footers are smaller."""
 
 
 # --------------------------------------------------------------------------- csv
@@ -138,32 +142,59 @@ def _column_index(header: list[str], name: str, column: str) -> int:
 # --------------------------------------------------------------------------- parquet
 
 
-def iter_parquet(path: Path, name: str, intake: Intake) -> Iterator[Document]:
+def iter_parquet(
+    file: InputFile, intake: Intake, groups: range | None = None, rows_before: int = 0
+) -> Iterator[Document]:
     """The documents of a Parquet file, in order, named `<name>:<row>` from 1.
+
+    `groups` are the row groups to read, all by default, and `rows_before` the rows of those in
+    front of them. Only the footer and the column of text are fetched from an address.
 
     Raises:
         DataError: not a Parquet file, damaged, no such column, not a column of text, or a null,
             unless on_bad_line says to skip it.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    name = file.name
     number = 0
     try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES) as file:
-            check_text_column(file.schema_arrow, name, intake.text_column)
-            batches = file.iter_batches(
-                _PARQUET_BATCH_ROWS, columns=[intake.text_column], use_threads=False
+        with open_parquet(file) as table:
+            check_text_column(table.schema_arrow, name, intake.text_column)
+            batches = table.iter_batches(
+                _PARQUET_BATCH_ROWS,
+                row_groups=groups,
+                columns=[intake.text_column],
+                use_threads=False,
             )
             for batch in batches:
-                yield from accept_column(batch.column(0), name, number, intake)
+                yield from accept_column(batch.column(0), name, rows_before + number, intake)
                 number += len(batch)
     except (OSError, pa.ArrowException) as error:
         raise DataError(
             f"{name}: not a readable Parquet file ({error}); check it, or copy it again"
         ) from error
-    if number == 0:
+    if number == 0 and groups is None:
         intake.refuse(name, "empty_file", "the file has no rows", 0)
+
+
+@contextmanager
+def open_parquet(file: InputFile) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; its footer is read.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it cannot be read, or is none.
+    """
+    import pyarrow.parquet as pq
+
+    # a local one by its path, which Arrow reads without Python's help
+    place = file.open(least=_FOOTER_BYTES) if file.is_remote else file.place
+    try:
+        with pq.ParquetFile(place, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES) as table:
+            yield table
+    finally:
+        if not isinstance(place, str):
+            place.close()
 
 
 def check_text_column(schema: pa.Schema, name: str, column: str) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
 from llm_trainer.files import read_json, write_json
-from llm_trainer.models.storage import WEIGHTS_NAME, write_tensors
+from llm_trainer.models.storage import WEIGHTS_NAME
+from llm_trainer.models.tensor_file import write_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
 METADATA = {"format": "pt"}

@@ -1,20 +1,17 @@
 """Model directories: config.json, model.safetensors and a manifest; no pickle anywhere.
 
-A tied output matrix is stored once, as the embedding. Same weights, same bytes.
+A tied output matrix is stored once, as the embedding. Same weights, same bytes. Checkpoints of a
+sharded training have the weights in parts with an index (`stored_tensors`); both forms are read.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm_trainer.config.checks import shown
@@ -27,12 +24,13 @@ from llm_trainer.files import (
     is_partial,
     read_json,
     read_manifest,
-    usual_mode,
     verify_manifest,
     write_json,
     write_manifest,
 )
 from llm_trainer.models.outline import outline
+from llm_trainer.models.stored_tensors import StoredTensors
+from llm_trainer.models.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from llm_trainer.models.transformer import TransformerLM
@@ -41,6 +39,8 @@ M = TypeVar("M", bound="TransformerLM")
 
 MODEL_KIND = "model"
 MODEL_FORMAT = 1
+MODEL_STEM = "model"
+"""Of the names of weight files; see `stored_tensors`."""
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
@@ -49,11 +49,9 @@ REMEDY = "point to a directory written by save_pretrained, or run `dvc repro tra
 
 
 def model_tensors(model: TransformerLM) -> dict[str, Tensor]:
-    """Name -> tensor of what defines the model, tied tensors once, contiguous, on the CPU."""
-    tensors = model.state_dict()
-    if model.config.tie_embeddings:
-        del tensors["head.weight"]
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """`model_state`, contiguous, on the CPU."""
+    state = model_state(model)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def save_model(
@@ -109,34 +107,20 @@ def write_model_files(
 ) -> None:
     """Write the files of a model directory into one that its caller makes atomic."""
     directory.mkdir(exist_ok=True)
-    description = {
+    write_json(directory / CONFIG_NAME, model_description(model))
+    written = write_tensors(directory / WEIGHTS_NAME, model_tensors(model))
+    if extra is not None:
+        extra(directory)
+    write_manifest(directory, MODEL_KIND, {WEIGHTS_NAME: written})
+
+
+def model_description(model: TransformerLM) -> dict[str, Any]:
+    """What config.json says of a model."""
+    return {
         "format": MODEL_FORMAT,
         "model": model.config.to_dict(),
         "tokenizer_digest": model.tokenizer_digest,
     }
-    write_json(directory / CONFIG_NAME, description)
-    write_tensors(directory / WEIGHTS_NAME, model_tensors(model))
-    if extra is not None:
-        extra(directory)
-    write_manifest(directory, MODEL_KIND)
-
-
-def write_tensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file; a full disk is the OSError that it is.
-
-    Raises:
-        OSError: with the number that the system gave, which safetensors only tells as text.
-    """
-    try:
-        save_file(tensors, path, metadata)
-        path.chmod(usual_mode())  # safetensors lets nobody but the owner read
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load_model(cls: type[M], directory: Path, device: torch.device | str) -> M:
@@ -158,51 +142,56 @@ def load_model(cls: type[M], directory: Path, device: torch.device | str) -> M:
         raise IntegrityError(
             f"{directory / CONFIG_NAME}: tokenizer_digest is {shown(digest)}; {REMEDY}"
         )
-    _check_weights(cls, config, directory / WEIGHTS_NAME)
+    stored = StoredTensors(directory, MODEL_STEM, REMEDY)
+    _check_weights(cls, config, stored)
     model = cls(config)
     model.tokenizer_digest = digest
-    load_weights(model, directory / WEIGHTS_NAME)
+    load_weights(model, stored)
     return model.to(device).eval()
 
 
-def _check_weights(cls: type[M], config: ModelConfig, path: Path) -> None:
+def _check_weights(cls: type[M], config: ModelConfig, stored: StoredTensors) -> None:
     """Compare names and shapes with `config` before memory of its size is taken: a few bytes of
     configuration may ask for terabytes.
 
     Raises:
-        IntegrityError: see `load_weights`.
+        IntegrityError: tensors missing, extra or of another shape.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not readable as safetensors ({error})") from error
-    if config.n_layers > len(shapes):
+    if config.n_layers > len(stored):
         raise IntegrityError(
-            f"{path}: does not fit the configuration: {len(shapes):,} tensors cannot be "
+            f"{stored.path}: does not fit the configuration: {len(stored):,} tensors cannot be "
             f"{config.n_layers:,} layers"
         )
-    stored = {name: tuple(shape) for name, shape in shapes.items()}
-    _refuse_misfits(outline(cls, config), stored, path)
+    refuse_misfits(outline(cls, config), stored)
 
 
-def load_weights(model: TransformerLM, path: Path) -> None:
-    """Copy the tensors of a safetensors file into `model`; every name and shape must fit.
+def load_weights(model: TransformerLM, stored: StoredTensors) -> None:
+    """Copy stored tensors into `model`, one after the other; every name and shape must fit.
 
     Raises:
-        IntegrityError: not safetensors, or tensors missing, extra or of another shape.
+        IntegrityError: tensors missing, extra or of another shape, or a file that is damaged.
     """
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not readable as safetensors ({error})") from error
-    _refuse_misfits(model, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    refuse_misfits(model, stored)
+    with torch.no_grad():
+        for name, tensor in model_state(model).items():
+            tensor.copy_(stored[name])
+
+
+def model_state(model: TransformerLM) -> dict[str, Tensor]:
+    """Name -> tensor of what defines the model, tied tensors once, as the model has them."""
+    tensors: dict[str, Tensor] = model.state_dict()
     if model.config.tie_embeddings:
-        tensors["head.weight"] = tensors["embedding.weight"]
-    model.load_state_dict(tensors)
+        del tensors["head.weight"]
+    return tensors
 
 
-def _refuse_misfits(model: TransformerLM, found: dict[str, tuple[int, ...]], path: Path) -> None:
+def refuse_misfits(model: TransformerLM, stored: StoredTensors) -> None:
+    """Refuse stored tensors that are not those of `model`, each problem by name.
+
+    Raises:
+        IntegrityError: tensors missing, extra or of another shape.
+    """
+    found = {name: tensor.shape for name, tensor in stored.stored.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings and "head.weight" not in found:
         del expected["head.weight"]
@@ -214,4 +203,6 @@ def _refuse_misfits(model: TransformerLM, found: dict[str, tuple[int, ...]], pat
         if found[name] != expected[name]
     ]
     if problems:
-        raise IntegrityError(f"{path}: does not fit the configuration: {'; '.join(problems[:5])}")
+        raise IntegrityError(
+            f"{stored.path}: does not fit the configuration: {'; '.join(problems[:5])}"
+        )

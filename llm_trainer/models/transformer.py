@@ -78,6 +78,8 @@ class TransformerLM(nn.Module):
     Attributes:
         tokenizer_digest: identity of the tokenizer that the model was trained with, saved with the
             model so that pairing it with another one can be refused; None if unknown.
+        recompute: whether training computes the activations of blocks a second time in the backward
+            pass instead of keeping them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -86,6 +88,7 @@ class TransformerLM(nn.Module):
         config.validate()
         self.config = config
         self.tokenizer_digest: str | None = None
+        self.recompute = config.gradient_checkpointing
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         kind = config.position_kind
         self.position_embedding = (
@@ -197,7 +200,7 @@ class TransformerLM(nn.Module):
         rope = self._rope(positions) if self.config.position_kind == "rope" else None
         x = self.dropout(x)
         for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
+            if self.recompute and self.training:
                 x = checkpoint(block, x, rope, mask, cache, use_reentrant=False)
             else:
                 x = block(x, rope, mask, cache)

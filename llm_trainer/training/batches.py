@@ -9,7 +9,7 @@ tokens a second, so there are no worker processes to wait for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -103,6 +103,8 @@ class BatchStream:
         shuffle: keep the order of the data set if False.
         document_mask: yield `segments`; needs a `RowSource`.
         num_workers: processes that read a data set that is no `RowSource`.
+        after: the number that is asked for after another one; only of use to the processes, which
+            read ahead.
 
     Raises:
         DataError: an empty data set.
@@ -118,6 +120,7 @@ class BatchStream:
         shuffle: bool = True,
         document_mask: bool = False,
         num_workers: int = 0,
+        after: Callable[[int], int] = lambda number: number + 1,
     ) -> None:
         self.num_rows = len(dataset)  # type: ignore[arg-type]
         if self.num_rows == 0:
@@ -130,6 +133,7 @@ class BatchStream:
         self.shuffle = shuffle
         self.document_mask = document_mask
         self.num_workers = num_workers
+        self.after = after
         self._ahead: WorkerBatches | None = None
         self._next = -1
         if document_mask and not isinstance(dataset, RowSource):
@@ -154,7 +158,7 @@ class BatchStream:
         if ahead is None or number != self._next:
             self.close()
             ahead = WorkerBatches(self.dataset, _Ahead(self, number), self.num_workers, collate)
-        self._ahead, self._next = ahead, number + 1
+        self._ahead, self._next = ahead, self.after(number)
         batch: Batch = next(ahead)
         return batch
 
@@ -202,7 +206,7 @@ class _Ahead:
         number = self.first
         while True:
             yield self.stream.row_indices(number).tolist()
-            number += 1
+            number = self.stream.after(number)
 
 
 def collate(items: Sequence[Any]) -> Batch:

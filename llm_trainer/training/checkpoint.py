@@ -3,8 +3,10 @@
 `checkpoint-<step>` (or `checkpoint-<step>-<micro>` when stopped within a step) holds `model/`, a
 model directory that `TransformerLM.from_pretrained` opens; the optimizer's tensors and, within a
 step, the partial gradients, as safetensors; state.json; and a manifest with the sha256 of each
-file. No pickle. Hyper-parameters are never read back: the configuration is the truth. Price of a
-save: all bytes written, hashed and synced once; three times the model for AdamW.
+file. No pickle. A sharded training writes tensors in parts, each rank its own rows, with an index
+of each group of parts; any number of processes reads either form. Hyper-parameters are never read
+back: the configuration is the truth. Price of a save: all bytes written, hashed and synced once;
+three times the model for AdamW.
 """
 
 from __future__ import annotations
@@ -16,36 +18,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from llm_trainer.config.checks import shown
 from llm_trainer.exceptions import CheckpointError, IntegrityError
-from llm_trainer.files import (
-    atomic_directory,
-    read_json,
-    read_manifest,
-    verify_manifest,
-    write_json,
-    write_manifest,
-)
-from llm_trainer.models.storage import WEIGHTS_NAME, load_weights, write_model_files, write_tensors
+from llm_trainer.files import read_json, read_manifest, verify_manifest
+from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.training.ranks import ALONE, Ranks
+from llm_trainer.training.restoring import REMEDY, restore_tensors
+from llm_trainer.training.snapshot import (
+    CHECKPOINT_FORMAT,
+    CHECKPOINT_KIND,
+    take_snapshot,
+    write_snapshot,
+)
 from llm_trainer.training.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_KIND = "checkpoint"
-CHECKPOINT_FORMAT = 1
 _NAME = re.compile(r"checkpoint-(\d+)(?:-(\d+))?")
 _STEPPED_ASIDE = re.compile(r"\.partial-(checkpoint-\d+(?:-\d+)?)-old-\d+")
-_REMEDY = "delete it to continue from an older one, or start again"
 
 ALLOWED_CHANGES = frozenset({
-    "logging_steps", "report_to", "save_steps", "save_total_limit", "checkpoint_dir",
+    "logging_steps", "report_to", "save_steps", "async_save", "save_total_limit", "checkpoint_dir",
     "strict_resume", "eval_steps", "eval_strategy", "eval_batches", "sample_steps",
     "sample_prompts", "sample_tokens", "dataloader_num_workers", "max_steps", "num_epochs",
 })  # fmt: skip
@@ -65,12 +62,6 @@ class Checkpoint:
     scaler: dict[str, Any] | None
 
 
-def checkpoint_name(state: TrainerState) -> str:
-    """Directory name of a checkpoint at this state."""
-    within = f"-{state.micro_step}" if state.micro_step else ""
-    return f"checkpoint-{state.step}{within}"
-
-
 def save_checkpoint(
     directory: Path,
     model: TransformerLM,
@@ -80,51 +71,20 @@ def save_checkpoint(
     identity: dict[str, Any],
     environment: dict[str, Any],
     scaler: dict[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write a checkpoint under `directory` and return its path; nothing half-written can remain.
+
+    Every rank calls it.
 
     Raises:
         LLMTrainerError: no space or no permission; older checkpoints are untouched.
     """
-    path = directory / checkpoint_name(state)
-    moments = optimizer_tensors(model, optimizer)
-    parts = 2 if state.micro_step else 1  # gradients are as large as the weights
-    needed = sum(t.nbytes for t in moments.values()) + parts * sum(
-        p.nbytes for p in model.parameters()
-    )
-    with atomic_directory(path, needed=needed) as temporary:
-        write_model_files(model, temporary / "model")
-        write_tensors(temporary / "optimizer.safetensors", moments)
-        write_tensors(temporary / "history.safetensors", {"history": state.history_tensor()})
-        if state.micro_step:
-            gradients = {
-                name: parameter.grad.detach().cpu().contiguous()
-                for name, parameter in model.named_parameters()
-                if parameter.grad is not None
-            }
-            write_tensors(temporary / "gradients.safetensors", gradients)
-        description = {
-            "format": CHECKPOINT_FORMAT,
-            "state": state.to_json(),
-            "identity": identity,
-            "environment": environment,
-            "scaler": scaler,
-        }
-        write_json(temporary / "state.json", description)
-        write_manifest(temporary, CHECKPOINT_KIND)
-    return path
-
-
-def optimizer_tensors(model: TransformerLM, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: `<name>|<key>` -> tensor on the CPU."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}|{key}": value.detach().cpu().contiguous()
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    snapshot = take_snapshot(
+        model, optimizer, state, identity=identity, environment=environment, scaler=scaler,
+        ranks=ranks, copy=False,
+    )  # fmt: skip
+    return write_snapshot(directory, snapshot, ranks)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
@@ -150,25 +110,56 @@ def require_checkpoint(path: Path) -> None:
             f"{path}: no such checkpoint directory; name a checkpoint-<step>, or 'auto' for the "
             f"newest"
         )
-    read_manifest(path, CHECKPOINT_KIND, remedy=_REMEDY)
+    read_manifest(path, CHECKPOINT_KIND, remedy=REMEDY)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
     """Verify every byte of a checkpoint and read its description.
 
+    Every rank calls it. Each reads a share of the bytes, and all hear of what one found.
+
     Raises:
+        CheckpointError: there is no such directory.
         IntegrityError: torn, damaged or not a checkpoint; names the file.
     """
-    require_checkpoint(path)
-    verify_manifest(path, CHECKPOINT_KIND, remedy=_REMEDY)
+    problem = checkpoint = None
+    try:
+        require_checkpoint(path)
+        files = read_manifest(path, CHECKPOINT_KIND, remedy=REMEDY)["files"]
+        shares = _shares({name: entry["bytes"] for name, entry in files.items()}, ranks.size)
+        mine = shares[ranks.rank]
+        verify_manifest(path, CHECKPOINT_KIND, remedy=REMEDY, hashed=mine.__contains__)
+        checkpoint = _read_description(path)
+    except (CheckpointError, IntegrityError) as error:
+        problem = [isinstance(error, IntegrityError), str(error)]
+    for told in ranks.exchange(problem):
+        if told is not None:
+            damaged, message = told
+            raise (IntegrityError if damaged else CheckpointError)(message)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _shares(sizes: dict[str, int], count: int) -> list[set[str]]:
+    """Deal files out, so that all shares have about as many bytes."""
+    shares: list[set[str]] = [set() for _ in range(count)]
+    totals = [0] * count
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        least = totals.index(min(totals))
+        shares[least].add(name)
+        totals[least] += sizes[name]
+    return shares
+
+
+def _read_description(path: Path) -> Checkpoint:
     description = read_json(path / "state.json")
     try:
         if description["format"] != CHECKPOINT_FORMAT:
             raise IntegrityError(
                 f"{path}: checkpoint of format {description['format']}, this version reads "
-                f"{CHECKPOINT_FORMAT}; {_REMEDY}"
+                f"{CHECKPOINT_FORMAT}; {REMEDY}"
             )
-        history = _load_tensors(path / "history.safetensors")["history"]
+        history = StoredTensors(path, "history", REMEDY)["history"]
         for name, kinds in (
             ("state", dict), ("identity", dict), ("environment", dict), ("scaler", dict | None),
         ):  # fmt: skip
@@ -182,75 +173,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
             scaler=description["scaler"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"{path / 'state.json'}: not ours ({error!r}); {_REMEDY}") from error
+        raise IntegrityError(f"{path / 'state.json'}: not ours ({error!r}); {REMEDY}") from error
 
 
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; each damaged one on the way is a warning."""
-    for path in list_checkpoints(directory):
+def newest_checkpoint(directory: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """The newest checkpoint that is whole; each damaged one on the way is a warning.
+
+    Every rank calls it, and all find the one that rank 0 sees.
+    """
+    for name in ranks.exchange([path.name for path in list_checkpoints(directory)])[0]:
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(directory / name, ranks)
         except IntegrityError as error:
             logger.warning("falling back to an older checkpoint: %s", error)
     return None
 
 
-def restore(checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer) -> None:
+def restore(
+    checkpoint: Checkpoint, model: TransformerLM, optimizer: Optimizer
+) -> dict[str, Tensor]:
     """Load weights, optimizer tensors and partial gradients into a fresh model and optimizer.
 
-    Learning rates and weight decay stay those of the optimizer: the configuration is the truth.
+    Returns partial sums of gradients that are not the parameters' own; see `PartialSums`.
+    Each rank reads the rows that it has, whoever wrote them. Learning rates and weight decay stay
+    those of the optimizer: the configuration is the truth.
 
     Raises:
         IntegrityError: tensors that do not fit the model.
     """
-    load_weights(model, checkpoint.path / "model" / WEIGHTS_NAME)
-    parameters = dict(model.named_parameters())
-    stored = _load_tensors(checkpoint.path / "optimizer.safetensors")
-    _check_optimizer_tensors(checkpoint.path, stored, parameters, optimizer)
-    optimizer.state.clear()
-    for key, tensor in stored.items():
-        name, _, entry = key.rpartition("|")
-        # Adam counts its steps on the CPU unless it is fused, and then beside the weights
-        optimizer.state[parameters[name]][entry] = tensor.to(parameters[name].device)
-    gradients = checkpoint.path / "gradients.safetensors"
-    if checkpoint.state.micro_step:
-        for name, tensor in _load_tensors(gradients).items():
-            fits = name in parameters and parameters[name].shape == tensor.shape
-            if not fits or parameters[name].dtype != tensor.dtype:
-                raise IntegrityError(f"{gradients}: gradient {name} does not fit; {_REMEDY}")
-            parameters[name].grad = tensor.to(parameters[name].device)
-
-
-def _check_optimizer_tensors(
-    path: Path, stored: dict[str, Tensor], parameters: dict[str, nn.Parameter], optimizer: Optimizer
-) -> None:
-    """Each parameter has all that its optimizer keeps of it, in its shape, or nothing."""
-    adam, momentum = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
-    wanted = {
-        id(parameter): adam if "betas" in group else momentum
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    found: dict[str, set[str]] = {}
-    for key, tensor in stored.items():
-        name, _, entry = key.rpartition("|")
-        if name not in parameters:
-            raise IntegrityError(
-                f"{path}: optimizer state of an unknown parameter {name}; {_REMEDY}"
-            )
-        shape = torch.Size() if entry == "step" else parameters[name].shape
-        if tensor.shape != shape or not tensor.is_floating_point():
-            raise IntegrityError(
-                f"{path}: optimizer state {key} is {tuple(tensor.shape)} {tensor.dtype} instead of "
-                f"{tuple(shape)}; {_REMEDY}"
-            )
-        found.setdefault(name, set()).add(entry)
-    for name, entries in found.items():
-        if entries != wanted.get(id(parameters[name])):
-            raise IntegrityError(
-                f"{path}: optimizer state of {name} has {', '.join(sorted(entries))}, which is not "
-                f"what this optimizer keeps; {_REMEDY}"
-            )
+    within = checkpoint.state.micro_step > 0
+    return restore_tensors(checkpoint.path, model, optimizer, gradients=within)
 
 
 def check_identity(
@@ -325,14 +277,6 @@ def prune_checkpoints(directory: Path, keep: int | None) -> None:
     if keep is not None:
         for path in list_checkpoints(directory)[keep:]:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, torch.Tensor] = load_file(path)
-        return tensors
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{path}: not readable as safetensors ({error}); {_REMEDY}") from error
 
 
 def move_aside(directory: Path) -> Path:

@@ -2,6 +2,7 @@
 
 Packed rows and data sets in memory give loss, perplexity and bits per byte by
 `utils.evaluation`; other map-style data sets know nothing of bytes and give loss and perplexity.
+Batches are shared out over the ranks, and the figures are those of one process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
@@ -19,7 +21,8 @@ from llm_trainer.config.training import TrainingConfig
 from llm_trainer.models.attention import Attention
 from llm_trainer.models.transformer import IGNORED, TransformerLM
 from llm_trainer.training.batches import RowSource, collate
-from llm_trainer.utils.evaluation import evaluate_rows
+from llm_trainer.training.distributed import World
+from llm_trainer.utils.evaluation import evaluate_rows, shared_out
 
 if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
@@ -34,13 +37,13 @@ class Evaluator:
         tokenizer: BPETokenizer,
         dataset: RowSource | Dataset[Any],
         config: TrainingConfig,
-        device: torch.device,
+        world: World,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.dataset = dataset
         self.config = config
-        self.device = device
+        self.world = world
 
     def run(self, max_batches: int | None) -> dict[str, float]:
         """Loss (nats per token), perplexity, and bits_per_byte where bytes are known.
@@ -61,7 +64,7 @@ class Evaluator:
         result = evaluate_rows(
             self.model, rows, token_bytes=self.tokenizer.token_bytes(),
             batch_size=self.config.batch_size, document_mask=self.config.document_mask,
-            max_batches=max_batches,
+            max_batches=max_batches, processes=self.world,
         )  # fmt: skip
         return {
             "loss": result.loss,
@@ -71,20 +74,25 @@ class Evaluator:
 
     @torch.no_grad()
     def _items(self, dataset: Dataset[Any], max_batches: int | None) -> dict[str, float]:
-        total, count = 0.0, 0
-        size = self.config.batch_size
-        starts = range(0, len(dataset), size)  # type: ignore[arg-type]
-        for start in starts[:max_batches]:
-            stop = min(start + size, len(dataset))  # type: ignore[arg-type]
-            batch = collate([dataset[i] for i in range(start, stop)]).to(self.device)
+        size, rows = self.config.batch_size, len(dataset)  # type: ignore[arg-type]
+        starts = range(0, rows, size)[:max_batches]
+
+        def score(number: int) -> np.ndarray:
+            """(1, 2): summed loss and number of targets of a batch."""
+            stop = min(starts[number] + size, rows)
+            batch = collate([dataset[i] for i in range(starts[number], stop)])
+            batch = batch.to(self.model.device)
             logits = self.model(batch.input_ids).logits[:, :-1].float()
             targets = batch.labels[:, 1:]
-            total += float(
-                F.cross_entropy(
-                    logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum"
-                )
+            loss = F.cross_entropy(
+                logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum"
             )
-            count += int((targets != IGNORED).sum())
+            return np.array([[float(loss), float((targets != IGNORED).sum())]])
+
+        total, count = 0.0, 0
+        for _, found in shared_out(len(starts), score, self.world):
+            total += float(found[0, 0])
+            count += int(found[0, 1])
         loss = total / max(count, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 

@@ -51,11 +51,15 @@ class Execution:
         return torch.autocast(self.device.type, self.amp_dtype)
 
     def loss_function(
-        self, model: TransformerLM
+        self, model: TransformerLM, *, by_block: bool = False
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """`model.loss_sum` under autocast, compiled if so decided."""
+        """`model.loss_sum` under autocast, compiled if so decided; `by_block` only the blocks."""
         loss_sum: Callable[..., Tensor] = model.loss_sum
-        if self.compiled:
+        if self.compiled and by_block:
+            for block in model.blocks:
+                # the hooks of FSDP stay outside of what is compiled
+                block.forward = torch.compile(block.forward, dynamic=False)
+        elif self.compiled:
             loss_sum = torch.compile(model.loss_sum, dynamic=False)
 
         def loss(input_ids: Tensor, labels: Tensor, segments: Tensor | None) -> Tensor:

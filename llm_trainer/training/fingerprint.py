@@ -17,11 +17,13 @@ from llm_trainer.files import digest_json, sha256_file
 
 
 def result_params(model: ModelConfig, training: TrainingConfig) -> dict[str, dict[str, Any]]:
-    """The configuration that a trained model depends on, by section."""
-    return {
-        "model": model.to_dict(),
-        "training": {k: v for k, v in training.to_dict().items() if k not in RUNTIME_ONLY},
-    }
+    """The configuration that a trained model depends on, by section.
+
+    How many processes share the micro-batches of a step changes nothing: all count as one's.
+    """
+    values = {k: v for k, v in training.to_dict().items() if k not in RUNTIME_ONLY}
+    values["gradient_accumulation_steps"] = training.micro_batches_per_step
+    return {"model": model.to_dict(), "training": values}
 
 
 def code_digests(modules: list[str], root: Path) -> dict[str, str]:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from llm_trainer.config.checks import choice, instance, number, refuse, shown
+from llm_trainer.config.checks import choice, flags, instance, number, refuse, shown
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
+from llm_trainer.training.matrix_exchange import Exchange
 from llm_trainer.training.muon import MuonAdamW
 
 OptimizerType = Literal["adamw", "adam", "sgd", "muon"]
@@ -58,6 +59,8 @@ def create_optimizer(
     embedding_learning_rate: float | None = None,
     head_learning_rate: float | None = None,
     vector_learning_rate: float | None = None,
+    exchange: Exchange | None = None,
+    separable: bool = False,
 ) -> Optimizer:
     """Build an optimizer over the trainable parameters of `model`.
 
@@ -69,6 +72,9 @@ def create_optimizer(
         momentum: of muon (Nesterov) and sgd.
         embedding_learning_rate, head_learning_rate, vector_learning_rate: peak rates by role; the
             last two default to the first, and that to `learning_rate`.
+        exchange: shares Muon's matrices out over several ranks.
+        separable: no bit of a parameter depends on which others, or which of its rows, are in this
+            process. On a CPU torch's fused kernels round the last elements of a tensor otherwise.
 
     Raises:
         ConfigurationError: unknown type, impossible number, or a model without parameters.
@@ -79,6 +85,8 @@ def create_optimizer(
         number("embedding_learning_rate", embedding_learning_rate, above=0, none=True),
         number("head_learning_rate", head_learning_rate, above=0, none=True),
         number("vector_learning_rate", vector_learning_rate, above=0, none=True),
+        instance("exchange", exchange, Exchange, none=True, hint="which the trainer makes"),
+        flags(separable=separable),
     )
     roles = parameter_roles(model)
     if not any(roles.values()):
@@ -104,11 +112,12 @@ def create_optimizer(
         if members
     ]
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    how = {"foreach": True, "fused": False} if separable else {"fused": fused}
     match optimizer_type:
         case "adamw":
-            return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=fused)
+            return torch.optim.AdamW(groups, betas=betas, eps=eps, **how)
         case "adam":
-            return torch.optim.Adam(groups, betas=betas, eps=eps, fused=fused)
+            return torch.optim.Adam(groups, betas=betas, eps=eps, **how)
         case "sgd":
             return torch.optim.SGD(groups, momentum=momentum)
         case "muon":
@@ -118,11 +127,13 @@ def create_optimizer(
                     group["momentum"] = momentum
                 else:
                     group |= {"betas": betas, "eps": eps}
-            return MuonAdamW(groups, fused_blocks(model))
+            return MuonAdamW(groups, fused_blocks(model), exchange, alone=separable)
 
 
-def optimizer_from_config(model: nn.Module, config: TrainingConfig) -> Optimizer:
-    """The optimizer that a training configuration describes."""
+def optimizer_from_config(
+    model: nn.Module, config: TrainingConfig, exchange: Exchange | None = None
+) -> Optimizer:
+    """The optimizer that a training configuration describes; for `exchange` see `MuonAdamW`."""
     return create_optimizer(
         model,
         config.optimizer,
@@ -134,6 +145,8 @@ def optimizer_from_config(model: nn.Module, config: TrainingConfig) -> Optimizer
         embedding_learning_rate=config.embedding_learning_rate,
         head_learning_rate=config.head_learning_rate,
         vector_learning_rate=config.vector_learning_rate,
+        exchange=exchange,
+        separable=config.deterministic_reduction,
     )
 
 

@@ -21,6 +21,7 @@ from llm_trainer.training.tracking import RunTracking
 from llm_trainer.training.tracking.base import Status
 
 if TYPE_CHECKING:
+    from llm_trainer.models.transformer import TransformerLM
     from llm_trainer.training.trainer import Trainer
 
 
@@ -126,8 +127,12 @@ class Reporter:
         self._write(f"step {step:,}: sample {number}: {text!r}")
 
     def flush(self) -> None:
-        """Before a checkpoint: what is recorded so far must outlive it."""
-        self._tracking.flush(durable=True)
+        """Before a checkpoint: hand over what is recorded so far."""
+        self._tracking.flush()
+
+    def sync(self) -> None:
+        """Before its commit, in any thread: what was flushed outlives it."""
+        self._tracking.sync()
 
     def close(self, status: Status) -> None:
         """End of the sitting."""
@@ -143,13 +148,13 @@ def _on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def sample_texts(trainer: Trainer) -> Iterator[str]:
-    """Continuations of the configured prompts by the model as it is, seeded by the step."""
+def sample_texts(trainer: Trainer, model: TransformerLM) -> Iterator[str]:
+    """Continuations of the configured prompts by `model` as it is, seeded by the step."""
     from llm_trainer.models.decoding import GenerationConfig
     from llm_trainer.utils.generation import TextGenerator
 
     config = trainer.config
-    generator = TextGenerator(trainer.model, trainer.tokenizer, trainer.device)
+    generator = TextGenerator(model, trainer.tokenizer, model.device)
     settings = GenerationConfig(
         max_new_tokens=config.sample_tokens, temperature=0.8, top_k=50, do_sample=True,
         seed=sub_seed(config.seed, "sample", trainer.state.step),

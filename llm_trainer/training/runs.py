@@ -19,11 +19,13 @@ from llm_trainer.data.shards import PackedRows
 from llm_trainer.models.storage import TOKENIZER_FOLDER, save_model
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
+from llm_trainer.training.distributed import connect
 from llm_trainer.training.fingerprint import result_params, run_fingerprint
 from llm_trainer.training.lineage import write_lineage
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.seeds import sub_seed
 from llm_trainer.training.trainer import Trainer
+from llm_trainer.utils.memory_check import check_memory
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def with_runtime(training: TrainingConfig, runtime: RuntimeConfig, run: Path) ->
     """`training` with what `runtime` says about a run in the directory `run`."""
     return replace(
         training, checkpoint_dir=str(run), save_steps=runtime.save_steps,
-        save_total_limit=runtime.save_total_limit, logging_steps=runtime.logging_steps,
+        async_save=runtime.async_save, save_total_limit=runtime.save_total_limit,
+        parallel=runtime.parallel, hybrid_shard=runtime.hybrid_shard,
+        activation_checkpointing=runtime.activation_checkpointing,
+        logging_steps=runtime.logging_steps,
         report_to=runtime.report_to, strict_resume=runtime.strict_resume,
     )  # fmt: skip
 
@@ -128,7 +133,16 @@ def make_trainer(
     device: torch.device,
     tracking: TrackingOptions,
 ) -> Trainer:
-    """A trainer of a fresh model, whose weights depend on `config.seed` alone."""
+    """A trainer of a fresh model, whose weights depend on `config.seed` alone.
+
+    Raises:
+        TrainingError: it cannot fit in the memory here; said before the model is made.
+    """
+    world = connect()
+    check_memory(
+        model_config, config, rows.row_length, device, ranks=world.size,
+        per_node=world.local_size, warn=False,
+    )  # fmt: skip
     torch.manual_seed(sub_seed(config.seed, "initialisation"))
     model = TransformerLM(model_config)
     return Trainer(model, tokenizer, config, rows, validation, device=device, tracking=tracking)

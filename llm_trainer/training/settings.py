@@ -58,7 +58,7 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> RunSetting
     staged = "tokenizer" in values or "packing" in values
     sections = experiment.sections()
     if staged:
-        from llm_trainer.data.encode_pool import usable_cores
+        from llm_trainer.data.engine import usable_cores
 
         num_workers = experiment.runtime.preprocessing_num_workers or usable_cores()
     else:

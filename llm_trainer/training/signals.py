@@ -1,4 +1,8 @@
-"""Stop on request: the first SIGINT or SIGTERM asks, the second ends the process at once."""
+"""Stop on request: the first SIGINT or SIGTERM asks, the second ends the process at once.
+
+A launcher passes on what its processes may have heard themselves, as when a cluster's scheduler
+signals all of a job: of a process that has one, the same request again within ECHO is that one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,17 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What asks a training to stop."""
+ECHO = 2.0
+"""Seconds that a launcher has to pass a signal on."""
 
 
 class StopRequest:
@@ -18,11 +28,16 @@ class StopRequest:
 
     Until the loop sets `idle` to False there is nothing to save, and the first signal ends the
     process at once: compiling the first step may take a minute.
+
+    Args:
+        launched: a launcher started this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
         self.signal: int | None = None
         self.idle = True
+        self._echo = ECHO if launched else 0.0
+        self._since = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -33,8 +48,10 @@ class StopRequest:
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler."""
         if self.signal is not None:
+            if time.monotonic() - self._since < self._echo:
+                return
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self._since = number, time.monotonic()
         if self.idle:
             logger.warning("%s: nothing to save yet", signal.Signals(number).name)
             raise SystemExit(self.exit_code)
@@ -45,8 +62,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     """Handle SIGINT and SIGTERM in the body; the former handlers come back after.
+
+    `launched` if a launcher started this process.
 
     Signals can only be handled in the main thread; in another one the request is never set.
     The exit of a process with nothing to save is raised wherever it is at that moment; where that
@@ -55,12 +74,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
     Raises:
         SystemExit: stopped before there was anything to save.
     """
-    request = StopRequest()
+    request = StopRequest(launched=launched)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, request.receive) for number in numbers}
+    before = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
     try:
         yield request
     except Exception as error:

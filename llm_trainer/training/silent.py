@@ -25,5 +25,8 @@ class SilentReporter(Reporter):
     def flush(self) -> None:
         """Before a checkpoint."""
 
+    def sync(self) -> None:
+        """Before its commit."""
+
     def close(self, status: Status) -> None:
         """End of the sitting."""

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llm_trainer.config.checks import flags, refuse
 from llm_trainer.config.training import TrainingConfig
-from llm_trainer.exceptions import CheckpointError
-from llm_trainer.files import hold_lock
+from llm_trainer.exceptions import CheckpointError, ConfigurationError, TrainingError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training import checkpoint as checkpoints
+from llm_trainer.training.background_save import BackgroundSave
 from llm_trainer.training.batches import BatchStream, RowSource
 from llm_trainer.training.compatibility import check_request
+from llm_trainer.training.distributed import lost_peers_named
 from llm_trainer.training.execution import (
     Execution,
     deterministic_algorithms,
@@ -32,15 +34,25 @@ from llm_trainer.training.execution import (
 )
 from llm_trainer.training.non_finite import NonFinite
 from llm_trainer.training.optimizer import optimizer_from_config, set_learning_rates
+from llm_trainer.training.parallel import make_way
+from llm_trainer.training.ranks import Ranks
 from llm_trainer.training.reporting import Reporter, TrackingOptions, sample_texts
 from llm_trainer.training.result import TrainingResult as TrainingResult
+from llm_trainer.training.resuming import (
+    at_step_start,
+    find_checkpoint,
+    locked,
+    require_newest,
+    run_identity,
+)
 from llm_trainer.training.scheduler import clamp_warmup, resolve_warmup, schedule
 from llm_trainer.training.seeds import sub_seed
-from llm_trainer.training.signals import StopRequest, stop_on_signals
+from llm_trainer.training.signals import STOP_SIGNALS, StopRequest, stop_on_signals
 from llm_trainer.training.silent import SilentReporter
+from llm_trainer.training.snapshot import take_snapshot, write_snapshot
 from llm_trainer.training.state import TrainerState
 from llm_trainer.training.trainer_base import TrainerBase
-from llm_trainer.utils.allocator import keep_freed_memory
+from llm_trainer.utils.allocator import give_back_freed_memory, keep_freed_memory
 
 if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
@@ -94,8 +106,10 @@ class Trainer(TrainerBase):
     ) -> TrainingResult:
         """Train to the end of the run, saving checkpoints on the way.
 
-        On SIGINT or SIGTERM the micro-batch in hand is finished, a checkpoint is committed, and the
-        process exits with 130 or 143; the same call with `resume_from_checkpoint="auto"` goes on.
+        On SIGINT or SIGTERM the micro-batch in hand is finished (the step, of several processes), a
+        checkpoint is committed, and the process exits with 130 or 143; the same call with
+        `resume_from_checkpoint="auto"` goes on. Every rank calls this; after it, rank 0 has the
+        whole model, and the others have it under ddp.
 
         Args:
             resume_from_checkpoint: a checkpoint directory, which must be whole; "auto" for the
@@ -108,19 +122,26 @@ class Trainer(TrainerBase):
             CheckpointError: the checkpoint belongs to another run.
             IntegrityError: an explicitly named checkpoint is damaged.
             LockHeldError: another process trains in `checkpoint_dir`.
+            PeerLostError: another process of this training ended.
         """
         check_request(resume_from_checkpoint, allow_changes)
         directory = Path(self.config.checkpoint_dir)
-        with hold_lock(directory / "lock", "train"), stop_on_signals() as stop:
+        launched = self.world.size > 1
+        with (
+            lost_peers_named(self.world), locked(directory, self.world),
+            stop_on_signals(launched=launched) as stop,
+        ):  # fmt: skip
             self._set_up(stop)
             with deterministic_algorithms(self.execution.deterministic), self._stream.workers():
                 self._resume(directory, resume_from_checkpoint, allow_changes)
-                self._report = Reporter.open(self, resumed=self.state.step or None)
+                if self.world.is_main:
+                    self._report = Reporter.open(self, resumed=self.state.step or None)
                 try:
                     while self.state.step < self.total_steps:
                         self._train_epoch()
                     return self._finish()
                 except BaseException as error:
+                    self._background.settle()
                     stopped = isinstance(error, SystemExit | KeyboardInterrupt)
                     self._report.close("KILLED" if stopped else "FAILED")
                     raise
@@ -140,10 +161,11 @@ class Trainer(TrainerBase):
         while self.state.step < end:
             started = time.monotonic()
             batches = [self._stream.load(n) for n in self._micro_batches()]
-            targets = sum(batch.num_targets for batch in batches)
+            targets = self._agree(sum(batch.num_targets for batch in batches))
             for batch in batches[self.state.micro_step :]:
                 self._accumulate(batch, targets)
-                self._stop_if_asked(started)
+                if self.world.size == 1:  # several stop together, between steps
+                    self._stop_if_asked(started)
             self._optimizer_step(targets)
             self.state.seconds += time.monotonic() - started
             self._log()
@@ -152,15 +174,29 @@ class Trainer(TrainerBase):
             if self._is_due(self.config.sample_steps):
                 self._sample()
             if self._is_due(self.config.save_steps):
-                self._save_checkpoint()
+                self._save_checkpoint(wait=not self.config.async_save)
         if self.config.eval_strategy == "epoch":
             self._evaluate()
 
     def _micro_batches(self) -> range:
-        """Numbers of the micro-batches of the present step."""
-        accumulation = self.config.gradient_accumulation_steps
-        first = self.state.step * accumulation
-        return range(first, first + accumulation)
+        """Numbers of this rank's micro-batches of the present step."""
+        return self._parallel.micro_batches(self.state.step)
+
+    def _agree(self, targets: int) -> int:
+        """The targets of the step over all ranks; all stop here if a signal came to any, or a save
+        in the background failed."""
+        if self.world.size == 1:
+            self._background.check()
+            return targets
+        total, failed, *signals = self.world.sum(
+            targets, self._background.failed, *(self._stop.signal == n for n in STOP_SIGNALS)
+        )
+        if failed:
+            self._background.wait()
+        if any(signals):
+            self._stop.signal = next(n for n, s in zip(STOP_SIGNALS, signals, strict=True) if s)
+            self._stop_if_asked(time.monotonic())
+        return total
 
     def _accumulate(self, batch: Any, targets: int) -> None:
         """Forward and backward of one micro-batch into the gradients."""
@@ -169,22 +205,25 @@ class Trainer(TrainerBase):
             # keyed by the micro-batch, so that dropout does not depend on what ran before
             torch.manual_seed(sub_seed(self.config.seed, "dropout", number))
         batch = batch.to(self.device)
-        loss = self._loss(batch.input_ids, batch.labels, batch.segments)
-        self._scaler.scale(loss / max(targets, 1)).backward()
+        with self._parallel.micro_batch(last=number == self._micro_batches()[-1]):
+            loss = self._parallel.loss(batch.input_ids, batch.labels, batch.segments)
+            self._scaler.scale(loss / max(targets, 1)).backward()
+        self._parallel.collect()
         self._pending.append(loss.detach())
-        self.state.tokens += batch.input_ids.numel()
+        self.state.tokens += batch.input_ids.numel() * self.world.size
         self.state.micro_step += 1
         self._stop.idle = False
 
     def _settle(self) -> None:
         """Add the losses of the micro-batches to the state: the one wait for the device a step."""
-        for loss in self._pending:
-            self.state.partial_loss += float(loss)
+        for loss in self._parallel.in_order([float(loss) for loss in self._pending]):
+            self.state.partial_loss += loss
         self._pending.clear()
 
     def _optimizer_step(self, targets: int) -> None:
         """Clip, check, and step with this step's learning rate."""
         self._settle()
+        self._parallel.reduce()
         factor = self._factor(self.state.step)
         set_learning_rates(self.optimizer, factor)
         self._scaler.unscale_(self.optimizer)
@@ -205,8 +244,7 @@ class Trainer(TrainerBase):
 
     def _clip(self) -> float:
         """Clip the whole gradient to max_grad_norm; return its norm before."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._parallel.norm()
         if self.config.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(
                 self.model.parameters(), self.config.max_grad_norm, norm
@@ -217,9 +255,11 @@ class Trainer(TrainerBase):
         """Leave the weights alone; stop with a report, or go on under `nan_policy: skip`."""
         self.state.skipped += 1
         step = self.state.step
-        rows = [int(row) for n in self._micro_batches() for row in self._stream.row_indices(n)]
+        total = self.config.micro_batches_per_step
+        numbers = range(step * total, (step + 1) * total)
+        rows = [int(row) for n in numbers for row in self._stream.row_indices(n)]
         report = NonFinite(step, loss, norm, self.config.learning_rate * self._factor(step), rows)
-        report.handle(self.config, self.state.skipped)
+        self.world.first(lambda: report.handle(self.config, self.state.skipped))
 
     def _stop_if_asked(self, started: float) -> None:
         """Commit a checkpoint and leave, if a signal came."""
@@ -247,7 +287,9 @@ class Trainer(TrainerBase):
             return {}
         if self.state.evaluations and self.state.evaluations[-1]["step"] == self.state.step:
             return self.state.evaluations[-1]
-        entry = {"step": self.state.step, **self._evaluator().run(self.config.eval_batches)}
+        evaluator = self._evaluator(self.world)
+        entry = {"step": self.state.step, **evaluator.run(self.config.eval_batches)}
+        self._parallel.drop_gathered()
         self.state.evaluations.append(entry)
         self._report.evaluation(entry)
         self.model.train()
@@ -255,23 +297,41 @@ class Trainer(TrainerBase):
 
     def _sample(self) -> None:
         """Generate from the sample prompts and record the texts."""
-        for number, text in enumerate(sample_texts(self)):
-            self._report.sample(number, text)
+        model = self._parallel.whole_model()
+        if self.world.is_main:
+            assert model is not None
+            for number, text in enumerate(sample_texts(self, model)):
+                self._report.sample(number, text)
         self.model.train()
 
-    def _save_checkpoint(self) -> Path:
-        """Commit a checkpoint of the present state, drop the oldest, and return its path."""
+    def _save_checkpoint(self, *, wait: bool = True) -> Path:
+        """Commit a checkpoint of the present state, drop the oldest, and return its path.
+
+        Without `wait` a thread does so, while the training goes on.
+        """
+        refuse(ConfigurationError, flags(wait=wait))
         self._require_set_up()
         self._settle()
-        self._report.flush()
-        directory = Path(self.config.checkpoint_dir)
-        path = checkpoints.save_checkpoint(
-            directory, self.model, self.optimizer, self.state,
-            identity=self._identity(), environment=self.execution.environment(),
-            scaler=self._scaler.state_dict() or None,
+        self._background.wait()
+        directory, report = Path(self.config.checkpoint_dir), self._report
+        report.flush()
+        snapshot = take_snapshot(
+            self.model, self.optimizer, self.state, identity=self._identity(),
+            environment=self._parallel.environment(), scaler=self._scaler.state_dict() or None,
+            partial=self._parallel.partial(), ranks=self._ranks, copy=not wait,
         )  # fmt: skip
-        checkpoints.prune_checkpoints(directory, self.config.save_total_limit)
-        return path
+
+        def commit() -> None:
+            report.sync()
+            write_snapshot(directory, snapshot, self._ranks)
+            if self.world.is_main:
+                checkpoints.prune_checkpoints(directory, self.config.save_total_limit)
+
+        if wait:
+            commit()
+        else:
+            self._background.start(snapshot.name, commit)
+        return directory / snapshot.name
 
     def _finish(self) -> TrainingResult:
         """Evaluate, commit the last checkpoint, close the trackers."""
@@ -279,6 +339,8 @@ class Trainer(TrainerBase):
         if self.config.sample_steps:
             self._sample()
         self._save_checkpoint()
+        self.model = self._parallel.whole_model() or self.model
+        self._is_with_first = self.way == "fsdp"
         self.model.eval()
         self._report.close("FINISHED")
         return TrainingResult.of(self.state, evaluation)
@@ -287,27 +349,36 @@ class Trainer(TrainerBase):
 
     def _set_up(self, stop: StopRequest) -> None:
         """Everything that the loop uses, made anew from configuration and data."""
+        if self._is_set_up and self.way == "fsdp":
+            raise TrainingError(
+                "under fsdp a trainer trains once, since its model is cut into shards; make "
+                "another trainer of a fresh or saved model"
+            )
         dataset = self._require_data()
         self._stop = stop
-        self._stream = BatchStream(
-            dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
-            document_mask=self.config.document_mask,
-            num_workers=self.config.dataloader_num_workers,
-        )  # fmt: skip
         plan = self.plan()
         self.total_steps = plan.steps
         self.execution: Execution = resolve_execution(self.config, self.device, plan.total_flops)
         if self.device.type == "cpu":
-            keep_freed_memory()
+            (give_back_freed_memory if self.way == "fsdp" else keep_freed_memory)()
         warmup = clamp_warmup(resolve_warmup(self.config, plan.steps), plan.steps, logger.warning)
         self._factor = schedule(self.config, plan.steps, warmup)
-        self.optimizer = optimizer_from_config(self.model, self.config)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.execution.scales_gradients
         )
         compiled_cpu = self.execution.compiled and self.device.type == "cpu"
         self.model.set_attention_kernel("masked" if compiled_cpu else "sdpa")
-        self._loss = self.execution.loss_function(self.model)
+        self._ranks, self._background = Ranks.of(self.world), BackgroundSave()
+        self.model.recompute = (
+            self.config.activation_checkpointing or self.model.config.gradient_checkpointing
+        )
+        self._parallel = make_way(self.way, self.model, self.config, self.execution, self.world)
+        self._stream = BatchStream(
+            dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
+            document_mask=self.config.document_mask,
+            num_workers=self.config.dataloader_num_workers, after=self._parallel.after,
+        )  # fmt: skip
+        self.optimizer = optimizer_from_config(self.model, self.config, self._parallel.exchange())
         model = self.model.config
         self._pending: list[Tensor] = []
         self._drops = model.dropout > 0 or model.attention_dropout > 0
@@ -320,15 +391,7 @@ class Trainer(TrainerBase):
 
     def _resume(self, directory: Path, resume_from: str | Path | None, allow_changes: bool) -> None:
         """Continue a checkpoint, or start afresh with earlier checkpoints moved aside."""
-        found = None
-        checkpoints.recover_checkpoints(directory)
-        if resume_from == "auto":
-            found = checkpoints.newest_checkpoint(directory)
-        elif resume_from is not None:
-            found = checkpoints.read_checkpoint(Path(resume_from))
-        elif checkpoints.list_checkpoints(directory):
-            aside = checkpoints.move_aside(directory)
-            logger.warning("checkpoints of an earlier run in %s were moved to %s", directory, aside)
+        found = find_checkpoint(directory, resume_from, self.world, self._ranks)
         if found is None:
             self.state = TrainerState()
         else:
@@ -351,14 +414,10 @@ class Trainer(TrainerBase):
         """
         check_request(checkpoint_path, allow_changes, "checkpoint_path")
         self._require_set_up()
-        directory = Path(self.config.checkpoint_dir)
         if checkpoint_path is not None:
-            found = checkpoints.read_checkpoint(Path(checkpoint_path))
+            found = checkpoints.read_checkpoint(Path(checkpoint_path), self._ranks)
         else:
-            newest = checkpoints.newest_checkpoint(directory)
-            if newest is None:
-                raise CheckpointError(f"{directory}: holds no whole checkpoint; train first")
-            found = newest
+            found = require_newest(Path(self.config.checkpoint_dir), self._ranks)
         self._continue(found, allow_changes)
         return found.path
 
@@ -366,27 +425,26 @@ class Trainer(TrainerBase):
         """Restore a checkpoint of this very run."""
         checkpoints.check_identity(found, self._identity(), allow_changes=allow_changes)
         checkpoints.check_environment(
-            found, self.execution.environment(), strict=self.config.strict_resume
+            found, self._parallel.environment(), strict=self.config.strict_resume
         )
         if found.state.step > self.total_steps:
             raise CheckpointError(
                 f"{found.path}: at step {found.state.step}, beyond the {self.total_steps} steps of "
                 f"this run; raise max_steps"
             )
-        checkpoints.restore(found, self.model, self.optimizer)
+        if self.world.size > 1:
+            at_step_start(found.state, self.config, self._stream)
+        self._parallel.load_partial(checkpoints.restore(found, self.model, self.optimizer))
         if found.scaler is not None:
             self._scaler.load_state_dict(found.scaler)
         self.state = found.state
         logger.info("resuming from %s", found.path)
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this run itself: two runs with equal identities have equal results."""
-        return {
-            "model": self.model.config.to_dict(),
-            "training": self.config.to_dict(),
-            "data": getattr(self.train_dataset, "digest", None),
-            "tokenizer": self.tokenizer.digest,
-        }
+        return run_identity(
+            self.model.config.to_dict(), self.config,
+            getattr(self.train_dataset, "digest", None), self.tokenizer.digest,
+        )  # fmt: skip
 
     def _epoch(self) -> int:
         """The epoch, from 0, that the present step begins in."""

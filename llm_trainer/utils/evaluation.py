@@ -11,6 +11,7 @@ documents as units, see `confidence`. Price: one forward pass in float32, unless
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llm_trainer.config.checks import flags, number, refuse, shown, whole
+from llm_trainer.config.checks import flags, instance, number, refuse, shown, whole
 from llm_trainer.exceptions import ConfigurationError, IntegrityError, TrainingError
 from llm_trainer.models.checks import language_model
 from llm_trainer.models.transformer import TransformerLM
@@ -50,6 +51,22 @@ class DocumentRows(Protocol):
     def documents(self, index: int) -> list[int]:
         """Document of each piece of a row."""
         ...
+
+
+@runtime_checkable
+class Processes(Protocol):
+    """Several processes that evaluate together, such as `training.distributed.World`."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this one, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensor of each, by rank; all of one shape."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,7 @@ def evaluate_rows(
     confidence: float = 0.95,
     progress: bool = False,
     autocast_dtype: torch.dtype | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Score the targets of `rows` with `model`; the model's mode is restored afterwards.
 
@@ -157,6 +175,8 @@ def evaluate_rows(
         confidence: level of the interval of bits per byte.
         progress: show a bar if stderr is a terminal.
         autocast_dtype: compute products in this type; None is the type of the weights.
+        processes: share the batches out over these, which all call this; the figures are those of
+            one process, on all of them.
 
     Raises:
         IntegrityError: an id has no entry in `token_bytes`, so it is another tokenizer's.
@@ -169,6 +189,7 @@ def evaluate_rows(
         whole("max_batches", max_batches, 1, none=True),
         number("confidence", confidence, above=0, below=1),
         flags(document_mask=document_mask, progress=progress),
+        instance("processes", processes, Processes, none=True, hint="such as that of `connect`"),
     )
     chosen = _chosen_rows(len(rows), batch_size, max_batches)
     if len(chosen) == 0:
@@ -180,21 +201,49 @@ def evaluate_rows(
     model.eval()
     try:
         starts = range(0, len(chosen), batch_size)
-        bar = tqdm(
-            starts, "evaluating", unit="batch", leave=False, disable=None if progress else True
-        )
-        for start in bar:
-            indices = chosen[start : start + batch_size]
+        shown = progress and (processes is None or processes.rank == 0)
+        bar = tqdm(total=len(starts), desc="evaluating", unit="batch", leave=False,
+                   disable=None if shown else True)  # fmt: skip
+
+        def score(which: int) -> np.ndarray:
+            indices = chosen[starts[which] : starts[which] + batch_size]
             ids, lengths = rows.rows(indices)
-            segments = rows.segments(indices)
-            losses = _losses(
-                model, ids, lengths, segments if document_mask else None, autocast_dtype
-            )
-            documents = [np.array(rows.documents(int(index)), np.int64) for index in indices]
-            totals.add(ids, lengths, segments, documents, losses)
+            segments = rows.segments(indices) if document_mask else None
+            return _losses(model, ids, lengths, segments, autocast_dtype)
+
+        with bar:
+            for which, losses in shared_out(len(starts), score, processes):
+                indices = chosen[starts[which] : starts[which] + batch_size]
+                ids, lengths = rows.rows(indices)
+                documents = [np.array(rows.documents(int(index)), np.int64) for index in indices]
+                totals.add(ids, lengths, rows.segments(indices), documents, losses[: len(indices)])
+                bar.update()
     finally:
         model.train(training)
     return totals.evaluation(confidence)
+
+
+def shared_out(
+    count: int, work: Callable[[int], np.ndarray], processes: Processes | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Results of `work` on 0 to `count` - 1, in this order, each done by one of the processes.
+
+    All of them get all results. Where there are more processes than work is left, it is done twice,
+    since under fsdp a forward pass needs all of them. Results may differ in their first dimension;
+    behind shorter ones stands what is no part of them.
+    """
+    if processes is None or processes.size == 1:
+        for number in range(count):
+            yield number, work(number)
+        return
+    for start in range(0, count, processes.size):
+        mine = torch.from_numpy(work(min(start + processes.rank, count - 1)))
+        rows = torch.cat(processes.gather(torch.tensor([len(mine)])))
+        padded = mine.new_zeros(int(rows.max()), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        found = processes.gather(padded)
+        for number in range(start, min(start + processes.size, count)):
+            yield number, found[number - start].numpy()
 
 
 def _check_arguments(

@@ -22,6 +22,9 @@ HALF_BYTES = 2
 PROCESS_BYTES = 450_000_000
 """Resident memory of a training process on a CPU beside what is planned; seen: 460 and 500 MB,
 compiled and eager, of which 230 after importing torch."""
+COMFORTABLE = 0.6
+"""Share of a device that weights, gradients and optimizer states may take for whole models on each
+rank (`parallel: auto`); the rest is for activations."""
 
 
 @dataclass(frozen=True)

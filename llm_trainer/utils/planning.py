@@ -135,10 +135,15 @@ class Plan:
             "estimated_seconds": self.seconds,
         }
 
-    def render(self, actuals: Actuals | None = None) -> str:
-        """The plan as an aligned table, one line a figure; with `actuals` a column more."""
+    def render(self, actuals: Actuals | None = None, *, brief: bool = False) -> str:
+        """The plan as an aligned table, one line a figure; with `actuals` a column more.
+
+        `brief` leaves out memory, speed and time, for which a `ScalePlan` has more to say.
+        """
         refuse(ConfigurationError, instance("actuals", actuals, Actuals, none=True))
         rows = self._rows(actuals or Actuals())
+        if brief:
+            rows = rows[: [row[0] for row in rows].index("memory")]
         heads = ("", "plan", "actual", "")
         table = [heads, *rows] if actuals else [(row[0], row[1], row[3]) for row in rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm_trainer.data import raw_file
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.files import seal_manifest, write_manifest
+from tests.data.sources import csv_bytes, jsonl
 
 WORDS = [
     "return", "self", "value", "for", "in", "range", "(", ")", ":", "\n", "    ", "é", "日本",
@@ -54,3 +58,16 @@ def write_raw(
             }
     seal_manifest(path, write_manifest(path, "raw", splits=splits, ledger={}, origin={}))
     return RawCorpus(path)
+
+
+def write_sources(folder: Path) -> None:
+    """A file of each kind; with units of 20,000 bytes, several are of more than one."""
+    texts = random_texts(1, 900, 60)
+    lines = jsonl([*texts[:300], "", "copy", "copy", "long\n" * 3000])
+    (folder / "a.jsonl").write_bytes(lines.replace(b"\n", b"\n\n", 40))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(jsonl([*texts[300:450], "copy"])))
+    (folder / "c.csv").write_bytes(csv_bytes(texts[450:600]))
+    table = pa.table({"text": texts[600:800]})
+    pq.write_table(table, folder / "d.parquet", row_group_size=30)
+    for number, text in enumerate(texts[800:]):
+        (folder / f"e{number:03d}.txt").write_text(text, newline="")

@@ -270,7 +270,7 @@ def test_reading_text_imports_nothing_heavy(tmp_path: Path) -> None:
         "from llm_trainer.data import Ledger, iter_documents\n"
         "config = SourceConfig(dataset_name='python-stdlib')\n"
         "print(sum(1 for _ in iter_documents(config, 'validation', Ledger('test'))))\n"
-        "heavy = ('torch', 'datasets', 'pandas', 'transformers', 'tokenizers', 'mlflow')\n"
+        "heavy = ('torch', 'ray', 'fsspec', 'datasets', 'pandas', 'tokenizers', 'mlflow')\n"
         "print(json.dumps([name for name in heavy if name in sys.modules]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

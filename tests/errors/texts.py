@@ -113,7 +113,8 @@ ENTRIES = [
     Entry(
         "llm_trainer.data:build_raw", lambda w: build_raw,
         lambda w: {"config": w.source, "out": "data/again", "progress": False},
-        {"config": (*OBJECT, PackingConfig()), "out": NEW_FOLDER, "progress": FLAG},
+        {"config": (*OBJECT, PackingConfig()), "out": NEW_FOLDER, "progress": FLAG,
+         "engine": OBJECT},
     ),
     Entry(
         "llm_trainer.data:RawCorpus", lambda w: RawCorpus, lambda w: {"path": "data/raw"},
@@ -151,7 +152,7 @@ ENTRIES = [
         },
         {
             "raw": OBJECT, "tokenizer": OBJECT, "config": (*OBJECT, TokenizerConfig()),
-            "out": NEW_FOLDER, "num_workers": COUNT, "progress": FLAG,
+            "out": NEW_FOLDER, "num_workers": COUNT, "progress": FLAG, "engine": OBJECT,
         },
         cases=(
             (lambda w: {"tokenizer": w.untrained}, ("not trained", "train")),

@@ -96,7 +96,7 @@ ENTRIES = [
             "token_bytes": (None, "text", 3, [1], np.zeros((2, 2))),
             "batch_size": COUNT, "document_mask": FLAG, "max_batches": maybe(COUNT),
             "confidence": (*NUMBER, 0.0, 1.0), "progress": FLAG,
-            "autocast_dtype": (3, "bfloat16", torch.int8),
+            "autocast_dtype": (3, "bfloat16", torch.int8), "processes": maybe(OBJECT),
         },
         cases=(({"token_bytes": np.ones(3, np.int64)}, ("299", "token_bytes", "3", "use")),),
     ),

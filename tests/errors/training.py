@@ -116,6 +116,10 @@ ENTRIES = [
         cases=(({}, ("eval_dataset", "give")),),
     ),
     Entry(
+        "llm_trainer.training:Trainer._save_checkpoint", lambda w: w.trainer._save_checkpoint,
+        lambda w: {}, {"wait": FLAG},
+    ),
+    Entry(
         "llm_trainer.training:Trainer._load_checkpoint", lambda w: w.trainer._load_checkpoint,
         lambda w: {"allow_changes": True}, {"checkpoint_path": CHECKPOINT, "allow_changes": FLAG},
     ),
@@ -127,6 +131,7 @@ ENTRIES = [
             "weight_decay": AMOUNT, "betas": BETAS, "eps": POSITIVE,
             "momentum": (*AMOUNT, 1.0), "embedding_learning_rate": maybe(POSITIVE),
             "head_learning_rate": maybe(POSITIVE), "vector_learning_rate": maybe(POSITIVE),
+            "exchange": maybe(OBJECT), "separable": FLAG,
         },
     ),
     Entry(

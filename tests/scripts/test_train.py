@@ -286,3 +286,49 @@ def test_mistakes_under_optimisation_and_before_torch(folder: Path) -> None:
     assert done.returncode == 2
     assert "error: train: model.yaml: model: d_model (16) must be divisible" in done.stderr
     assert "| torch\n" not in done.stderr
+
+
+def test_plan_for_other_hardware(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = train(capsys, "--plan-for", "h100:2,price_hour=2")
+    assert done.code == 0, done.err
+    for word in ("2 x h100", "ddp", "memory of a rank", "network", "price", "fits"):
+        assert word in done.out
+    assert not (folder / "checkpoints").exists()
+    here = train(capsys, "--plan")
+    assert "network" not in here.out, "no word of clusters where there is none"
+    assert "price" not in here.out
+    odd = train(capsys, "--plan-for", "h100:3")
+    assert odd.code == 2
+    assert "3 ranks cannot share evenly" in odd.err
+
+
+def test_plan_of_the_configured_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "params.yaml", "--output_dir", "output", "--plan", "--set",
+             "runtime.launcher=torchrun", "--set", "runtime.nproc_per_node=2"]  # fmt: skip
+    done = call("train", words, capsys)
+    assert done.code == 0, done.err
+    assert "2 x cpu" in done.out
+    assert "memory of a rank" in done.out
+
+
+def test_plan_refuses_what_cannot_fit(folder: Path) -> None:
+    large = ["model.d_model=65536", "model.n_heads=512", "model.n_layers=64", "model.d_ff=262144"]
+    words = [word for pair in large for word in ("--set", pair)]
+    process = start("train", [*USUAL, "--plan-for", "h100:1", *words], folder)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    assert "impossible" in out
+    assert "a rank needs at least" in err
+    assert err.count("\n") == 1, "one line"
+
+
+def test_training_refuses_what_cannot_fit_before_it_makes_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_trainer.utils.present.present_memory", lambda device: 200_000)
+    monkeypatch.setattr("llm_trainer.utils.memory_check.present_swap", lambda device: 0)
+    done = train(capsys, "--set", "model.d_model=64")
+    assert done.code == 2
+    assert "needs at least" in done.err
+    assert not (folder / "output").exists()
+    assert not list((folder / "checkpoints").glob("checkpoint-*"))

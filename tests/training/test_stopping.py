@@ -43,6 +43,10 @@ def test_killed_at_random_again_and_again_it_ends_in_the_same_bytes(
     world: World, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     draw, progress, kills = random.Random(0), Progress(), 0
+    whole = fork(lambda: world.train(world.trainer(tmp_path / "whole"), Progress()))
+    _, status, usage = os.wait4(whole, 0)
+    assert status == 0
+    seconds = usage.ru_utime + usage.ru_stime  # machines differ, and one machine from day to day
 
     def body(life: float) -> None:
         number = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
@@ -51,7 +55,7 @@ def test_killed_at_random_again_and_again_it_ends_in_the_same_bytes(
 
     code = None
     while code != 0:
-        life = draw.uniform(0.03, 0.13)
+        life = seconds * draw.uniform(0.1, 0.4)
         code = wait(fork(lambda: body(life)))  # noqa: B023 - it runs at once
         assert code in (0, -signal.SIGKILL, 143, -signal.SIGTERM)
         assert committed(tmp_path, ACCUMULATION) >= progress.get(Progress.COMMITTED)
@@ -133,3 +137,18 @@ def test_what_killed_savers_left_is_cleared_and_a_replaced_checkpoint_comes_back
     assert wait(fork(lambda: world.trainer(tmp_path / "run").train("auto"))) == 0
     assert leftovers(tmp_path / "run") == []
     assert end_state(tmp_path / "run") == expected
+
+
+def test_a_signal_that_a_launcher_passes_on_is_the_same_request() -> None:
+    """A cluster's scheduler signals every process of a job, and the launcher passes it on."""
+
+    def body(launched: bool) -> None:
+        with stop_on_signals(launched=launched) as request:
+            request.idle = False
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert request.signal == signal.SIGTERM
+        os._exit(7)
+
+    assert wait(fork(lambda: body(True)), 10) == 7
+    assert wait(fork(lambda: body(False)), 10) == 143

@@ -74,8 +74,12 @@ class JsonlTracker(Tracker):
         """Write what waited for space; with `durable`, sync file and directory."""
         self._write_waiting()
         if durable:
-            os.fsync(self._descriptor)
-            fsync_directory(self.path.parent)
+            self.sync()
+
+    def sync(self) -> None:
+        """Sync file and directory."""
+        os.fsync(self._descriptor)
+        fsync_directory(self.path.parent)
 
     def finish(self, status: Status) -> None:  # noqa: ARG002 - `RunRecord` notes it
         """Sync and close."""

@@ -120,9 +120,13 @@ class RunTracking:
             self._to_backends(lambda tracker: tracker.log_artifact(kept[0], folder))
 
     def flush(self, durable: bool = False) -> None:
-        """Hand over what is buffered; `durable=True` before a checkpoint is committed."""
+        """Hand over what is buffered; with `durable`, sync what can be."""
         self._to_log(lambda: self._log.flush(durable=durable))
         self._to_backends(lambda tracker: tracker.flush(durable=durable))
+
+    def sync(self) -> None:
+        """Make what was flushed to the log durable; may be called from another thread."""
+        self._to_log(self._log.sync)
 
     def finish(self, status: Status) -> None:
         """End the run: FINISHED, FAILED or KILLED. Takes seconds at most; a second call is none."""
