@@ -37,7 +37,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "plain-muon": {"optimizer": "muon", "gradient_accumulation_steps": 2},
     "exact": {"optimizer": "adamw", "gradient_accumulation_steps": 2, **EXACT},
     "exact-muon": {"optimizer": "muon", "document_mask": True, **EXACT},
-    "exact-bf16": {"optimizer": "muon", "use_amp": True, "amp_dtype": "bfloat16", **EXACT},
+    "exact-bf16": {"optimizer": "muon", "use_amp": True, "amp_dtype": "bfloat16", **EXACT,
+                   "model": {"tie_embeddings": False, "position": "learned"}},
     "exact-sgd": {"optimizer": "sgd", "max_grad_norm": 0.0, "sample_steps": 4, **EXACT},
     "recomputed": {"activation_checkpointing": True, "optimizer": "adamw",
                    "gradient_accumulation_steps": 2, **EXACT},
@@ -68,9 +69,12 @@ def make_world(folder: Path) -> World:
     )  # fmt: skip
 
 
-def make(world: World, folder: Path, rows: Any = None, **changes: Any) -> Trainer:
-    """A trainer of the model of all cases."""
-    return world.trainer(folder, {"d_ff": 35}, rows, **changes)
+def make(
+    world: World, folder: Path, rows: Any = None, model: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Trainer:  # fmt: skip
+    """A trainer of the model of all cases, or of one that differs in `model`."""
+    return world.trainer(folder, {"d_ff": 35, **(model or {})}, rows, **changes)
 
 
 def report(made: Trainer) -> dict[str, Any]:
