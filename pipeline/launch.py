@@ -73,9 +73,12 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
     alone = runtime.nnodes == 1
-    endpoint, hosts, way = _meeting_place(runtime)
+    endpoint, here, way = _meeting_place(runtime)
     if way is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", way[0])
+    meeting: dict[str, int | str] = {"read_timeout": READ_SECONDS}
+    if here is not None:
+        meeting["is_host"] = str(here)
     if not alone:
         end_silent_connections()
     with tempfile.TemporaryDirectory(prefix="llm-trainer-") as log_dir:
@@ -83,7 +86,7 @@ def launch(runtime: RuntimeConfig, training: TrainingConfig, command: Sequence[s
             min_nodes=runtime.nnodes, max_nodes=runtime.nnodes, nproc_per_node=per_node,
             run_id=uuid.uuid4().hex if alone else runtime.rdzv_id, role="train",
             rdzv_backend="c10d", rdzv_endpoint=endpoint, max_restarts=runtime.max_restarts,
-            rdzv_configs={"read_timeout": READ_SECONDS, "is_host": str(hosts)},
+            rdzv_configs=meeting,
             logs_specs=_logs(log_dir), local_addr=way and way[1],
         )  # fmt: skip
         try:
@@ -120,7 +123,7 @@ def processes_per_node(runtime: RuntimeConfig) -> int:
     return torch.cuda.device_count()
 
 
-def _meeting_place(runtime: RuntimeConfig) -> tuple[str, bool, tuple[str, str] | None]:
+def _meeting_place(runtime: RuntimeConfig) -> tuple[str, bool | None, tuple[str, str] | None]:
     """Where the machines meet, whether that is here, and this one's card and address on the way.
 
     One machine meets itself at a port that is free.

@@ -148,7 +148,7 @@ class TrainingConfig(Config):
     a third more compute, the same bits."""
     deterministic_reduction: bool = False
     """Add gradients in one order for any number of processes, so that the result is the same bit by
-    bit for all of them. Costs memory and time; see docs/training.md."""
+    bit for all of them. Costs memory and time; see docs/distributed.md."""
 
     @property
     def micro_batches_per_step(self) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llm_trainer.config import RuntimeConfig
@@ -217,7 +218,11 @@ def test_a_connection_on_which_nothing_comes_back_is_ended_by_the_kernel() -> No
 
 
 def test_this_machine_and_the_way_to_others() -> None:
-    assert is_here(addresses("localhost"))
+    assert is_here(addresses("localhost")) is None
+    cards = [card for cards in psutil.net_if_addrs().values() for card in cards]
+    for card in cards:
+        if card.family == socket.AF_INET and not card.address.startswith("127."):
+            assert is_here([(socket.AF_INET, card.address)])
     assert way_to(addresses("127.0.0.1")) is None
     assert not is_here([(socket.AF_INET, "198.51.100.7")])  # of nobody: RFC 5737
     with pytest.raises(ConfigurationError, match=r"node-0\.invalid is not known"):
