@@ -172,5 +172,7 @@ def test_a_reading_process_that_dies_or_hangs_is_told_with_its_row(
     before = psutil.Process().children()
     with pytest.raises(DataError, match=r"worker processes failed at row .*\b17\b.*DataLoader"):
         made.train()
-    assert time.monotonic_ns() - clock.get(0) < 20e9, "the limit set above, on a machine however busy"
+    assert time.monotonic_ns() - clock.get(0) < 20e9, (
+        "the limit set above, on a machine however busy"
+    )
     assert psutil.Process().children() == before
