@@ -30,6 +30,7 @@ EXCLUDED = {
     "llm_trainer.config": "every value that a stage reads is one of its params, and params.yaml "
     "holds all of them, so defaults and checks change no result",
     "llm_trainer.exceptions": "names of errors",
+    "llm_trainer.training.connections": "ends connections, and with them the process",
     "llm_trainer.training.tracking": "shows a run to trackers and reads nothing back",
     "pipeline.dependencies": "names the code of a stage (for a run's fingerprint)",
     "pipeline.gc": "removes checkpoints of runs that are over",
@@ -37,7 +38,6 @@ EXCLUDED = {
     "pipeline.launch": "starts processes, whose number changes no result",
     "pipeline.params": "reads params.yaml, whose values DVC watches",
     "pipeline.paths": "the same names stand in dvc.yaml, which a test compares",
-    "pipeline.silence": "ends connections, and with them the process",
     "pipeline.stage": "error messages and exit codes",
     "pipeline.worker": "who of several processes speaks, locks and prints",
 }

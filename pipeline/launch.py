@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from llm_trainer.config import RuntimeConfig, TrainingConfig
 from llm_trainer.exceptions import ConfigurationError, TrainingError
+from llm_trainer.training.connections import end_silent_connections
 from pipeline.network import addresses, is_here, way_to
 from pipeline.params import load_params
-from pipeline.silence import end_silent_connections
 from pipeline.stage import EXIT_USER_ERROR, run_stage
 from pipeline.worker import LOST_PEER, PARENT, is_worker
 

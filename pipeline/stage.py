@@ -12,12 +12,10 @@ from pathlib import Path
 
 from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.files import hold_lock
-from pipeline.silence import end_silent_connections
 from pipeline.worker import (
     LOST_PEER,
     die_with_launcher,
     first_to_say,
-    has_other_machines,
     holds_stage_lock,
     is_lost_peer,
     is_main,
@@ -43,8 +41,6 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
     """
     if is_worker():
         die_with_launcher()
-        if has_other_machines():
-            end_silent_connections()
     level = logging.INFO if is_main() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in (

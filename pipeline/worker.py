@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_trainer.data.engine import usable_cores
 from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.files import sha256_bytes, write_json
 
@@ -38,11 +39,6 @@ def is_worker() -> bool:
     return "RANK" in os.environ
 
 
-def has_other_machines() -> bool:
-    """Whether processes of this training run on other machines, too."""
-    return os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-
-
 def is_main() -> bool:
     """Whether this process speaks and writes for all; true without a launcher."""
     return os.environ.get("RANK", "0") == "0"
@@ -56,14 +52,16 @@ def holds_stage_lock() -> bool:
 def die_with_launcher() -> None:
     """Have the kernel kill this process when its launcher dies, however that happens.
 
-    A killed torchrun would leave its processes behind, training on.
+    A killed torchrun would leave its processes behind, training on. Kernels other than Linux's
+    cannot; there the heartbeat ends the process, within seconds.
     """
     launcher = os.environ.get(PARENT)
     if launcher is None and _ERROR_FILE not in os.environ:
         return  # of srun or mpirun, which look after their processes themselves
     if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited: deaf to its launcher
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if launcher is not None and os.getppid() != int(launcher):
         os._exit(128 + signal.SIGKILL)  # it died before the kernel was asked
 
@@ -114,8 +112,7 @@ def set_threads(num_threads: int | None, world: World) -> None:
 
     if num_threads is None and world.local_size > 1 and _threads_are_torchruns():
         cores = psutil.cpu_count(logical=False) or 1
-        usable = min(cores, len(os.sched_getaffinity(0)))
-        num_threads = max(1, usable // world.local_size)
+        num_threads = max(1, min(cores, usable_cores()) // world.local_size)
     if num_threads is not None:
         torch.set_num_threads(num_threads)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import hypothesis
@@ -28,6 +30,10 @@ os.environ.update(
     MLFLOW_DISABLE_TELEMETRY="true",
     MPLBACKEND="agg",
 )
+
+# What a shell starts in the background does not hear Ctrl-C, nor would what the tests start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in each run: a failure seen once is seen again.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)

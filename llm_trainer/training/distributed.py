@@ -336,9 +336,12 @@ def _join(world: World) -> World:
         return world
     import torch.distributed as dist
 
+    from llm_trainer.training.connections import end_silent_connections
     from llm_trainer.training.heartbeat import Heartbeat
 
     global _heartbeat
+    if world.local_size < world.size:
+        end_silent_connections()
     if not world.is_main:
         # rank 0 speaks for all; errors are everybody's
         logging.getLogger("llm_trainer").setLevel(logging.ERROR)

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
@@ -21,6 +22,8 @@ from llm_trainer.exceptions import DataError
 
 TIMEOUT = 120.0
 """Seconds that a batch of a worker may take before it is an error."""
+DYING = 5.0
+"""Seconds that a worker may take from closing its connections to its end."""
 
 
 class WorkerBatches:
@@ -48,7 +51,17 @@ class WorkerBatches:
         self._workers = [p for p in multiprocessing.active_children() if p not in before]
 
     def __next__(self) -> Any:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except (OSError, EOFError) as error:
+            # a worker's connections close before it counts as dead, and torch looks only once
+            if str(error).startswith("Caught ") or not self._one_ends():
+                raise  # of the data set itself
+            raise RuntimeError(f"DataLoader worker went away ({error})") from error
+
+    def _one_ends(self) -> bool:
+        """Whether a worker is dead, or about to be."""
+        return bool(wait([worker.sentinel for worker in self._workers], DYING))
 
     def failure(self, error: RuntimeError) -> DataError:
         """The error to raise instead of torch's, which knows processes only."""

@@ -27,10 +27,13 @@ def script(name: str) -> Path:
     return ROOT / "scripts" / f"{name}.py"
 
 
-def start(name: str, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """A process of its own, in `folder`."""
+def start(
+    name: str, arguments: Sequence[str], folder: Path, *, processes: int = 1
+) -> subprocess.Popen[str]:
+    """A process of its own, in `folder`; several by torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.Popen(
-        [sys.executable, str(script(name)), *arguments],
+        [sys.executable, *(torchrun if processes > 1 else ()), str(script(name)), *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": ""},
     )  # fmt: skip

@@ -126,9 +126,11 @@ def test_another_vocabulary_is_another_tokenizer(
     assert model.config.vocab_size == tokenizer.vocab_size == 280
 
 
-def stop_in_the_middle(arguments: list[str], folder: Path, number: signal.Signals) -> Outcome:
+def stop_in_the_middle(
+    arguments: list[str], folder: Path, number: signal.Signals, *, processes: int = 1
+) -> Outcome:
     """Start training and send a signal once the first steps are done."""
-    process = start("train", arguments, folder)
+    process = start("train", arguments, folder, processes=processes)
     log = folder / "checkpoints" / "run" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and "train/loss" in log.read_text()):
@@ -160,6 +162,40 @@ def test_a_stopped_run_goes_on_with_the_command_that_it_prints(
     resumed = weights(folder / "output")
     assert train(capsys, *LONG).code == 0
     assert weights(folder / "output") == resumed
+
+
+@pytest.mark.slow
+def test_under_torchrun_in_both_modes_it_is_the_model_of_one_process(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ddp, its launcher told to stop in the middle, then fsdp to the end."""
+    arguments = [
+        *USUAL, *LONG, "--set", "training.deterministic_reduction=true",
+        "--set", "training.gradient_accumulation_steps=2",
+    ]  # fmt: skip
+    assert train(capsys, *arguments[len(USUAL) :]).code == 0
+    expected = weights(folder / "output")
+    shutil.rmtree(folder / "output")
+    shutil.rmtree(folder / "checkpoints" / "run")
+    for path in (folder / "checkpoints").glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+    stopped = stop_in_the_middle(
+        [*arguments, "--set", "training.parallel=ddp"], folder, signal.SIGTERM, processes=2
+    )
+    assert stopped.code == 1, "torchrun's own code for a signal"
+    assert stopped.err.count("stopped at step") == 1, stopped.err
+    assert len(list((folder / "checkpoints").glob("checkpoint-*"))) == 1
+    process = start(
+        "train",
+        [*arguments, "--set", "training.parallel=fsdp", "--resume_from_checkpoint", "auto"],
+        folder, processes=2,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert err.count("resuming from") == 1
+    assert out.count("bits per byte") == 1
+    assert weights(folder / "output") == expected
 
 
 def test_ctrl_c_with_a_json_file_and_without_a_log(folder: Path) -> None:

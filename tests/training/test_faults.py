@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from benchmarks.soak.loader_faults import Faulty
 from benchmarks.soak.trainings import Progress, World, fork, wait
@@ -176,3 +180,53 @@ def test_a_reading_process_that_dies_or_hangs_is_told_with_its_row(
         "the limit set above, on a machine however busy"
     )
     assert psutil.Process().children() == before
+
+
+class Rows(Dataset[Any]):
+    """Row n is n."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def cut(error: Exception) -> Iterator[Any]:
+    """Batches of which the next is never there."""
+    raise error
+    yield
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_reading_process_whose_connections_close_first(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = loader_workers.WorkerBatches(Rows(), ([n] for n in range(100)), 2, list)
+    assert next(ahead) == [0]
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's tells, too, but later
+    try:
+        monkeypatch.setattr(ahead, "_batches", cut(error))
+        dying = threading.Timer(0.2, ahead._workers[1].kill)
+        dying.start()
+        with pytest.raises(RuntimeError, match="DataLoader worker went away"):
+            next(ahead)
+        dying.join()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        ahead.close()
+
+
+def test_an_error_of_the_file_system_in_a_data_set_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(_self: Rows, index: int) -> int:
+        raise OSError(f"row {index} cannot be read")
+
+    monkeypatch.setattr(Rows, "__getitem__", read)
+    ahead = loader_workers.WorkerBatches(Rows(), ([n] for n in range(100)), 2, list)
+    started = time.monotonic()
+    with pytest.raises(OSError, match="row 0 cannot be read"):
+        next(ahead)
+    assert time.monotonic() - started < loader_workers.DYING
+    ahead.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,6 +17,7 @@ from benchmarks.soak.trainings import Progress, World, wait, watch
 from llm_trainer.exceptions import ConfigurationError, DataError
 from llm_trainer.training import distributed, heartbeat
 from llm_trainer.training.checkpoint import list_checkpoints
+from llm_trainer.training.connections import limit_silence
 from llm_trainer.training.distributed import ALONE, launched
 from tests.training.distributed.cases import MODES, make, make_world
 from tests.training.distributed.launching import fork_ranks
@@ -109,6 +111,17 @@ def test_a_process_that_stands_still_is_noticed(
     os.kill(two.ranks[1], signal.SIGSTOP)
     assert wait(two.ranks[0], 30) == heartbeat.LOST_EXIT_CODE
     assert "rank 1 has not been heard of for 1 s" in two.log(0)
+
+
+def test_a_connection_on_which_nothing_comes_back_is_ended_by_the_kernel() -> None:
+    """A pulled cable itself: row A12 of `make soak`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ends = [server, socket.create_connection(server.getsockname()), server.accept()[0]]
+        limit_silence(7.5)
+        for end in ends:
+            with end:
+                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7500
+                assert end.getblocking(), "as it was"
 
 
 def test_the_times_until_a_lost_process_is_noticed_are_below_a_minute() -> None:

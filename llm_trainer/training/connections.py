@@ -4,6 +4,7 @@ A machine that vanishes closes nothing, and the kernel goes on sending to it for
 hour. torch's store waits that long: it gives up after its own time limit, but then asks for leave
 to do so, and waits for the answer (torch 2.13). So the kernel is told to report a connection as
 dead when what was sent on it has not arrived for a while; what waits there then gets an error.
+Linux only, since other systems have no such limit; a process may outlive its network there.
 Price: a look at the open files of the process every few seconds.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 
 SILENCE = 30.0
@@ -21,7 +23,8 @@ PAUSE = 5.0
 
 def end_silent_connections() -> None:
     """Do so from now on, for connections of any part of this process, in a thread."""
-    threading.Thread(target=_run, name="silence", daemon=True).start()
+    if sys.platform == "linux":
+        threading.Thread(target=_run, name="connections", daemon=True).start()
 
 
 def limit_silence(seconds: float) -> None:
