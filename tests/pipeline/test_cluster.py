@@ -66,7 +66,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def start(repo: Repo) -> Repo:
     repo.set(
-        training__max_steps=300, training__eval_strategy="no", training__sample_steps=0,
+        training__max_steps=240, training__eval_strategy="no", training__sample_steps=0,
         training__gradient_accumulation_steps=2, training__deterministic_reduction=True,
         runtime__save_steps=10, runtime__nproc_per_node=1, runtime__device="cpu",
     )  # fmt: skip

@@ -140,29 +140,6 @@ def test_bytecode_and_caches_wake_nothing(repo: Repo, status: Status) -> None:
     assert status.woken() == set()
 
 
-def test_another_learning_rate_runs_train_evaluate_benchmark_and_back_runs_nothing(
-    repo: Repo, first: dict[str, str]
-) -> None:
-    kept = repo.files("dvc.lock", "metrics", "plots", "models/final")
-    repo.set(training__learning_rate=0.01)
-    assert repo.repro() == ["train", "evaluate", "benchmark"]
-    changed = repo.outputs()
-    assert {name for name in first if changed[name] != first[name]} >= {"models/final"}
-    assert {name for name in first if changed[name] == first[name]} >= {
-        "data/raw", "models/tokenizer", "data/packed",
-    }  # fmt: skip
-
-    repo.set(training__learning_rate=0.02)
-    assert repo.repro() == []
-    assert repo.files("dvc.lock", "metrics", "plots", "models/final") == kept
-
-    repo.set(training__learning_rate=0.01)
-    assert repo.repro() == []
-    assert repo.outputs() == changed
-    repo.set(training__learning_rate=0.02)
-    assert repo.repro() == []
-
-
 @pytest.mark.parametrize(
     ("change", "back", "stages"),
     [

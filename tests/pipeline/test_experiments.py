@@ -51,7 +51,8 @@ def loss(repo: Repo, name: str) -> float:
     return float(columns["metrics/evaluate.json:loss"])
 
 
-def test_exp_run_in_the_workspace(repo: Repo) -> None:
+def test_exp_run_in_the_workspace_and_back_runs_nothing(repo: Repo) -> None:
+    first, kept = repo.outputs(), repo.files("dvc.lock", "metrics", "plots", "models/final")
     printed = repo.dvc(
         "exp", "run", "--name", "slow", "--set-param", "training.learning_rate=0.005"
     )
@@ -64,6 +65,18 @@ def test_exp_run_in_the_workspace(repo: Repo) -> None:
     assert "learning_rate: 0.005" in text
     assert "# peak rate of the hidden matrices" in text
     assert repo.repro() == []
+    changed = repo.outputs()
+    assert {name for name in first if changed[name] != first[name]} >= {"models/final"}
+    assert {name for name in first if changed[name] == first[name]} >= {
+        "data/raw", "models/tokenizer", "data/packed",
+    }  # fmt: skip
+
+    repo.set(training__learning_rate=0.02)
+    assert repo.repro() == []
+    assert repo.files("dvc.lock", "metrics", "plots", "models/final") == kept
+    repo.set(training__learning_rate=0.005)
+    assert repo.repro() == []
+    assert repo.outputs() == changed
 
 
 def test_an_unknown_param_is_refused_by_dvc_and_a_wrong_type_by_the_first_stage(repo: Repo) -> None:

@@ -108,9 +108,6 @@ def test_in_the_workspace(
     assert f"step {step}" in printed
     assert len(runs(project) - before) == 1  # the same run went on
     assert project.files("models/final", "plots/train.csv") == undisturbed
-    # the run cache is on: there and back runs nothing
-    project.set(training__max_steps=12)
-    project.dvc("checkout", "--force", "train")
 
 
 def test_in_a_temporary_copy(project: Repo, undisturbed: dict[str, bytes]) -> None:
