@@ -45,13 +45,17 @@ class StopRequest:
         assert self.signal is not None
         return 128 + self.signal
 
+    def take(self, number: int) -> None:
+        """Stop for a signal that another process of the training had, and this one may have yet."""
+        self.signal, self._since = number, time.monotonic()
+
     def receive(self, number: int, _frame: FrameType | None) -> None:
         """Signal handler."""
         if self.signal is not None:
             if time.monotonic() - self._since < self._echo:
                 return
             os._exit(128 + number)
-        self.signal, self._since = number, time.monotonic()
+        self.take(number)
         if self.idle:
             logger.warning("%s: nothing to save yet", signal.Signals(number).name)
             raise SystemExit(self.exit_code)

@@ -194,7 +194,7 @@ class Trainer(TrainerBase):
         if failed:
             self._background.wait()
         if any(signals):
-            self._stop.signal = next(n for n, s in zip(STOP_SIGNALS, signals, strict=True) if s)
+            self._stop.take(next(n for n, s in zip(STOP_SIGNALS, signals, strict=True) if s))
             self._stop_if_asked(time.monotonic())
         return total
 

@@ -101,15 +101,24 @@ def digest(made: Trainer) -> str:
 
 
 def stop_at(made: Trainer, step: int, rank: int) -> None:
-    """Send a real signal to one rank in the middle of a step."""
-    accumulate = made._accumulate
+    """Send a real signal to one rank in the middle of a step; the others have it too late.
+
+    A scheduler signals all processes of a job, and some know of it by then.
+    """
+    accumulate, save = made._accumulate, made._save_checkpoint
 
     def accumulated(*arguments: Any) -> None:
         accumulate(*arguments)
         if made.state.step == step - 1 and made.world.rank == rank and made._stop.signal is None:
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def saved(*, wait: bool = True) -> Path:
+        if made.world.size > 1 and made.world.rank != rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(wait=wait)
+
     made._accumulate = accumulated  # type: ignore[method-assign]
+    made._save_checkpoint = saved  # type: ignore[method-assign]
 
 
 COLLECTIVES = {
