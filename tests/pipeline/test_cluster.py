@@ -69,6 +69,7 @@ def start(repo: Repo) -> Repo:
         training__max_steps=240, training__eval_strategy="no", training__sample_steps=0,
         training__gradient_accumulation_steps=2, training__deterministic_reduction=True,
         runtime__save_steps=10, runtime__nproc_per_node=1, runtime__device="cpu",
+        runtime__report_to=["console"],
     )  # fmt: skip
     repo.commit("longer than it takes to send a signal")
     return repo

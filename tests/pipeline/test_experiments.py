@@ -14,6 +14,13 @@ pytestmark = pytest.mark.slow
 AFTER = ["train", "evaluate", "benchmark"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def console_only(repo: Repo) -> None:
+    """Trackers have tests of their own, and cost each stage seconds."""
+    repo.set(runtime__report_to=["console"])
+    repo.commit("console only")
+
+
 def shown(repo: Repo) -> dict[str, dict[str, Any]]:
     """Name -> column -> value of `dvc exp show`; the workspace under its own name."""
     text = repo.dvc("exp", "show", "--json", "--all-commits")

@@ -31,7 +31,7 @@ SET = [
 @pytest.fixture(scope="module")
 def start(repo: Repo) -> Repo:
     """The project with checkpoints at short intervals; runtime is no param of any stage."""
-    repo.set(runtime__save_steps=20, runtime__save_total_limit=1)
+    repo.set(runtime__save_steps=20, runtime__save_total_limit=1, runtime__report_to=["console"])
     repo.commit("checkpoints every 20 steps")
     return repo
 
