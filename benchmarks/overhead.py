@@ -37,6 +37,7 @@ def measure_overhead(rounds: int, report: Report) -> dict[str, float]:
     nothing to do alternates with the same in a repository of one empty stage; after that each
     stage runs by itself on next to nothing.
     """
+    FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         project, bare = Path(folder) / "project", Path(folder) / "bare"
         _make_project(project)
