@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,14 @@ from llm_trainer.training import distributed
 
 
 def fork_ranks(
-    size: int, body: Callable[[int], object], logs: Path, per_machine: int | None = None
+    size: int, body: Callable[[int], object], logs: Path, *, machines: int = 1, start: int = 0
 ) -> list[int]:
-    """Run `body` in `size` children that find each other as under torchrun.
+    """Run `body` in children that find each other as under torchrun: ranks from `start` of `size`.
 
-    Called with the rank; standard error goes to `<logs>/rank<r>`. With `per_machine` they take
-    themselves for several machines. Returns the process ids.
+    Called with the rank; standard error goes to `<logs>/rank<r>.log`. They take themselves for
+    processes of so many machines. What they import costs nothing again. Returns the process ids.
     """
-    local_size = per_machine or size
+    local_size = size // machines
     logs.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -35,11 +37,16 @@ def fork_ranks(
             "LOCAL_WORLD_SIZE": str(local_size), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }  # fmt: skip
+        sys.stderr = sys.__stderr__  # not the pipe of pytest
+        logging.basicConfig(level=logging.INFO, force=True)
         distributed.connect()
         body(rank)
         distributed.close()
 
-    return [fork(lambda: ranked(rank), logs / f"rank{rank}") for rank in range(size)]  # noqa: B023
+    return [
+        fork(lambda rank=rank: ranked(rank), logs / f"rank{rank}.log")  # type: ignore[misc]
+        for rank in range(start, size)
+    ]
 
 
 def wait_all(children: list[int], seconds: float = 120.0) -> list[int | None]:
@@ -49,7 +56,9 @@ def wait_all(children: list[int], seconds: float = 120.0) -> list[int | None]:
 
 def told(logs: Path) -> str:
     """What all ranks wrote to standard error."""
-    return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(logs.glob("rank*")))
+    return "\n".join(
+        f"--- {path.name}\n{path.read_text()}" for path in sorted(logs.glob("rank*.log"))
+    )
 
 
 def tensors_of(checkpoint: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from benchmarks.soak.trainings import fork
-from llm_trainer.training import distributed
 
 HERE = Path(__file__).parent
 Found = dict[str, dict[str, Any]]
@@ -48,33 +43,3 @@ def run_cases(count: int, folder: Path, names: Sequence[str]) -> list[Found]:
 def written(folder: Path, count: int) -> list[Found]:
     """What each rank of `cases.py` wrote down."""
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(count)]
-
-
-def fork_ranks(
-    count: int, body: Callable[[], object], folder: Path, *, machines: int = 1, start: int = 0
-) -> list[int]:
-    """Ranks from `start` of `count` as forked children, without a launcher.
-
-    What they import costs nothing again. Standard error goes to `<folder>/rank<number>.log`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    each = count // machines
-
-    def run(rank: int) -> None:
-        os.environ |= {
-            "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank % each),
-            "LOCAL_WORLD_SIZE": str(each), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-        sys.stderr = sys.__stderr__  # not the pipe of pytest
-        logging.basicConfig(level=logging.INFO, force=True)
-        distributed.close()  # the parent was alone
-        body()
-        distributed.close()
-
-    return [
-        fork(lambda rank=rank: run(rank), folder / f"rank{rank}.log")  # type: ignore[misc]
-        for rank in range(start, count)
-    ]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from benchmarks.soak.several import fork_ranks
 from benchmarks.soak.trainings import wait
 from tests.training.distributed.cases import make_world, perform, perform_all
-from tests.training.distributed.launching import Found, fork_ranks, written
+from tests.training.distributed.launching import Found, written
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Four:
     cases = [f"exact-muon:{way}" for way in WAYS]
     cases += ["plain:fsdp-hybrid", "collectives4:fsdp-hybrid", "collectives8:fsdp-hybrid"]
     place = folder / "four"
-    ranks = fork_ranks(4, lambda: perform_all(world, place, cases), place, machines=2)
+    ranks = fork_ranks(4, lambda _: perform_all(world, place, cases), place, machines=2)
     codes = [wait(child) for child in ranks]
     assert codes == [0] * 4, [(place / f"rank{rank}.log").read_text() for rank in range(4)]
     return Four(one, written(place, 4))

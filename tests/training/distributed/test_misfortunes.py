@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.soak.several import fork_ranks
 from benchmarks.soak.trainings import Progress, World, wait, watch
 from llm_trainer.exceptions import ConfigurationError, DataError
 from llm_trainer.training import distributed, heartbeat
@@ -20,7 +21,6 @@ from llm_trainer.training.checkpoint import list_checkpoints
 from llm_trainer.training.connections import limit_silence
 from llm_trainer.training.distributed import ALONE, launched
 from tests.training.distributed.cases import MODES, make, make_world
-from tests.training.distributed.launching import fork_ranks
 
 FAILED = 99
 """Exit code of a child with an exception."""
@@ -38,7 +38,7 @@ class Pair:
         self.run, self._logs = folder / "run", folder / "logs"
         self._progress = [Progress(), Progress()]
 
-        def body() -> None:
+        def body(_rank: int) -> None:
             made = make(world, self.run, max_steps=10**6, eval_strategy="no", **changes)
             watch(made, self._progress[made.world.rank])
             made.train("auto")
@@ -146,7 +146,7 @@ def test_who_waits_for_processes_that_never_come_says_where(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "START_PATIENCE", timedelta(seconds=1))
-    (child,) = fork_ranks(2, lambda: make(world, tmp_path), tmp_path, start=1)
+    (child,) = fork_ranks(2, lambda _: make(world, tmp_path), tmp_path, start=1)
     assert wait(child, 30) == FAILED
     text = (tmp_path / "rank1.log").read_text()
     assert "rank 1 of 2: the processes did not find each other at 127.0.0.1:" in text

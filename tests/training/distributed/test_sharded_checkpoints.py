@@ -108,7 +108,7 @@ def test_of_machines_that_have_all_rows_each_the_first_one_writes(runs: Runs) ->
     codes = wait_all(
         fork_ranks(
             4, lambda _: runs.train("hybrid", hybrid_shard=True, **FSDP), runs.folder / "four",
-            per_machine=2,
+            machines=2,
         )
     )  # fmt: skip
     assert codes == [0] * 4, told(runs.folder / "four")
