@@ -5,7 +5,7 @@ the encoded chunks back; the parent hands on the chunks of the oldest unfinished
 those of later ones. Row groups handed out are at most 2 a worker ahead, so memory is bounded
 whatever the corpus. A worker that dies closes its pipe, which the parent notices at once; one whose
 parent dies reads the end of its own and leaves. Workers ignore Ctrl-C: the parent ends them.
-Price: about a second to start a worker, and a copy of the ids through a pipe.
+Price: a third of a second to start a worker, and a copy of the ids through a pipe.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ process in packing, whatever the corpus (docs/performance.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from llm_trainer.tokenizer.words import SEPARATOR, word_starts
+from llm_trainer.tokenizer.words import ASCII_SEPARATOR, SEPARATOR, word_starts
 
 MOST_WORDS = 2**18
 """Words kept; then it begins anew. 10 MB of source code have 40,000."""
@@ -44,28 +44,33 @@ class WordCache:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray] | None:
         """Ids of each text, (tokens,) uint32; None where a text holds the separator."""
-        found: list[np.ndarray] = []
-        first, chars = 0, 0
-        for position, text in enumerate(texts):
-            chars += len(text)
-            if chars >= BATCH_CHARS or position == len(texts) - 1:
-                part = self._encode(texts[first : position + 1])
+        found: list[np.ndarray | None] = [None] * len(texts)
+        # ASCII has one byte a character, which saves a third of the time
+        plain = [text.isascii() and ASCII_SEPARATOR not in text for text in texts]
+        for ascii_only in (True, False):
+            chosen = [number for number, one in enumerate(plain) if one == ascii_only]
+            for numbers in _batches(chosen, texts):
+                part = self._encode([texts[number] for number in numbers], ascii_only)
                 if part is None:
                     return None
-                found += part
-                first, chars = position + 1, 0
-        return found
+                for number, ids in zip(numbers, part, strict=True):
+                    found[number] = ids
+        return [ids for ids in found if ids is not None]
 
-    def _encode(self, texts: Sequence[str]) -> list[np.ndarray] | None:
+    def _encode(self, texts: list[str], ascii_only: bool) -> list[np.ndarray] | None:
         import pyarrow as pa
 
-        joined = SEPARATOR.join(texts)
-        codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
+        separator = ASCII_SEPARATOR if ascii_only else SEPARATOR
+        joined = separator.join(texts)
+        data = joined.encode("utf-8")
+        if ascii_only:
+            codes = np.frombuffer(data, np.uint8)
+        else:
+            codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
         starts = word_starts(codes)
-        breaks = np.flatnonzero(codes[starts] == ord(SEPARATOR))  # words that are separators
+        breaks = np.flatnonzero(codes[starts] == ord(separator))  # words that are separators
         if len(breaks) != len(texts) - 1:
             return None
-        data = joined.encode("utf-8")
         offsets = _byte_offsets(codes, starts, len(data))
         words = pa.Array.from_buffers(
             pa.binary(), len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
@@ -108,13 +113,29 @@ class WordCache:
         return number
 
 
+def _batches(numbers: list[int], texts: Sequence[str]) -> Iterator[list[int]]:
+    """`numbers` in groups of texts that have BATCH_CHARS together, or a little more."""
+    first, chars = 0, 0
+    for position, number in enumerate(numbers):
+        chars += len(texts[number])
+        if chars >= BATCH_CHARS or position == len(numbers) - 1:
+            yield numbers[first : position + 1]
+            first, chars = position + 1, 0
+
+
 def _byte_offsets(codes: np.ndarray, starts: np.ndarray, size: int) -> np.ndarray:
     """UTF-8 offset of each word and of the end, (words + 1,) int32."""
-    if size == len(codes):
-        return np.append(starts, size).astype(np.int32)
-    widths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000).astype(np.int32)
-    before = np.concatenate(([0], np.cumsum(widths)))
-    return np.append(before[starts], size).astype(np.int32)
+    offsets = np.append(starts, size).astype(np.int32)
+    wide = np.flatnonzero(codes >= 0x80)
+    if len(wide):
+        chars = codes[wide]
+        extra = 1 + (chars >= 0x800) + (chars >= 0x10000).astype(np.int32)  # bytes above one
+        # each moves all words that begin after it
+        moved = np.bincount(
+            np.searchsorted(starts, wide, side="right"), extra, minlength=len(starts) + 1
+        )
+        offsets[:-1] += np.cumsum(moved[:-1]).astype(np.int32)
+    return offsets
 
 
 def _doubled(array: np.ndarray) -> np.ndarray:

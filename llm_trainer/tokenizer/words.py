@@ -1,8 +1,8 @@
 """Cut text into the words of the pattern GPT4, a whole batch at once, with array operations.
 
-How: each character has one of six kinds (letter, digit, line end, other white space, the rest, and
-a separator between texts). Within a run of one kind, and from the two runs beside it, the pattern
-leaves no choice, so all words begin where a handful of comparisons over the runs say:
+How: each character has one of five kinds (letter, digit, white space, the rest, and a separator
+between texts). Within a run of one kind, and from the two runs beside it, the pattern leaves no
+choice, so all words begin where a handful of comparisons over the runs say:
 
 - letters: a word, together with one character before it that is neither letter, digit nor line end
   (a space before it, or a single other character that begins a word);
@@ -14,7 +14,7 @@ leaves no choice, so all words begin where a handful of comparisons over the run
 - after an apostrophe that begins a word, s, d, m, t, ll, ve and re end the word.
 
 A regular expression engine finds the same words one by one; the tests compare the two on every code
-point and on random texts. Price: arrays of tens of bytes a character of the batch.
+point and on random texts. Price: arrays of about 20 bytes a character of the batch.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from functools import cache
 
 import numpy as np
 
-LETTER, DIGIT, LINE_END, SPACE, OTHER, SEPARATOR_KIND = range(6)
+LETTER, DIGIT, WHITE, OTHER, SEPARATOR_KIND = range(5)
 SEPARATOR = "\U0010ffff"
 """Between texts: a code point that Unicode reserves for such uses. A word of its own."""
+ASCII_SEPARATOR = "\0"
+"""The same between texts that are ASCII throughout."""
 
 _WHITE_SPACE = (
     *range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F,
     0x205F, 0x3000,
 )  # fmt: skip
 """Unicode's property White_Space, which is stable."""
-_WHITE = 6
-"""Line ends and other white space as one kind of run."""
 
 
 def word_starts(codes: np.ndarray) -> np.ndarray:
     """Where words begin.
 
     Args:
-        codes: (characters,) uint32 code points, without surrogates; SEPARATOR between texts.
+        codes: (characters,) code points: uint32, without surrogates and with SEPARATOR between
+            texts, or faster uint8, with ASCII only and ASCII_SEPARATOR between texts.
 
     Returns:
         (words,) int64, ascending; the first is 0. The separators are words.
@@ -48,42 +49,47 @@ def word_starts(codes: np.ndarray) -> np.ndarray:
     if len(codes) == 0:
         return np.zeros(0, np.int64)
     kinds = _kinds(codes)
-    is_start = np.zeros(len(codes) + 1, np.bool_)  # one more, so that an end may be marked
-    white = np.where((kinds == LINE_END) | (kinds == SPACE), _WHITE, kinds).astype(np.uint8)
     edge = np.empty(len(codes), np.bool_)
     edge[0] = True
-    np.not_equal(white[1:], white[:-1], out=edge[1:])
+    np.not_equal(kinds[1:], kinds[:-1], out=edge[1:])
     edge |= kinds == SEPARATOR_KIND  # two in a row are an empty text
-    start = np.flatnonzero(edge)
-    end = np.append(start[1:], len(codes))
-    kind = white[start]
-    before = np.concatenate(([SEPARATOR_KIND], kind[:-1]))
-    after = np.append(kind[1:], SEPARATOR_KIND)
+    bounds = np.append(np.flatnonzero(edge), len(codes))
+    start, end = bounds[:-1], bounds[1:]  # of runs of one kind
+    beside = np.full(len(start) + 2, SEPARATOR_KIND, np.uint8)
+    kind = beside[1:-1]
+    kind[:] = kinds[start]
+    after = beside[2:]
+    is_start = np.zeros(len(codes) + 1, np.bool_)  # one more, so that an end may be marked
 
     # white space: what its neighbours leave of it
-    is_white = kind == _WHITE
-    left, tail = _white_space(kinds, start, end, is_white & (before == OTHER), is_white)
-    has_tail = is_white & (tail < end)
-    is_start[left[is_white & (tail > left)]] = True  # up to the last line end
+    white = np.flatnonzero(kind == WHITE)
+    left, tail = _white_space(codes, start[white], beside[white] == OTHER)
+    is_start[left[tail > left]] = True  # up to the last line end
+    has_tail = tail < end[white]
     is_start[tail[has_tail]] = True
-    is_start[end[has_tail & (after != SEPARATOR_KIND)] - 1] = True
+    is_start[end[white[has_tail & (after[white] != SEPARATOR_KIND)]] - 1] = True
 
     # what takes the last white space along does not begin where its own run does
-    follows_tail = np.concatenate(([False], has_tail[:-1]))
-    last_is_blank = codes[np.maximum(start - 1, 0)] == 0x20
-    is_other = kind == OTHER
-    fresh = is_other & ~(follows_tail & last_is_blank)
+    after_tail = white[has_tail] + 1
+    if len(after_tail) and after_tail[-1] == len(start):
+        after_tail = after_tail[:-1]
+    fresh = kind == OTHER
+    others = after_tail[fresh[after_tail]]
+    fresh[others[codes[start[others] - 1] == 0x20]] = False
     is_start[start[fresh]] = True
-    joins = fresh & (end - start == 1) & (after == LETTER)
-    follows_join = np.concatenate(([False], joins[:-1]))
-    is_start[start[(kind == LETTER) & ~follows_tail & ~follows_join]] = True
+    joins = np.flatnonzero(fresh & (after == LETTER))
+    joins = joins[end[joins] - start[joins] == 1]
+    letters = kind == LETTER
+    letters[after_tail] = False
+    letters[joins + 1] = False
+    is_start[start[letters]] = True
     is_start[start[kind == SEPARATOR_KIND]] = True
 
     # an apostrophe and what is contracted, cut off from the letters that follow
-    quotes = np.flatnonzero(joins & (codes[start] == 0x27))
+    quotes = joins[codes[start[joins]] == 0x27]
     length = _contraction(codes, start[quotes] + 1)
     cut = start[quotes] + 1 + length
-    is_start[cut[(length > 0) & (cut < end[np.minimum(quotes + 1, len(end) - 1)])]] = True
+    is_start[cut[(length > 0) & (cut < end[quotes + 1])]] = True
 
     # digits in threes
     digits = np.flatnonzero(kind == DIGIT)
@@ -95,26 +101,26 @@ def word_starts(codes: np.ndarray) -> np.ndarray:
 
 
 def _white_space(
-    kinds: np.ndarray, start: np.ndarray, end: np.ndarray, after_other: np.ndarray,
-    is_white: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """For each run: where what is left of it begins, and where its part without line ends does.
+    codes: np.ndarray, start: np.ndarray, after_other: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each run of white space: where what is left of it begins, and where its part without
+    line ends does.
 
     Line ends right after a run of other characters belong to that word.
     """
-    line_ends = np.flatnonzero(kinds == LINE_END)
     left = start.copy()
-    if len(line_ends):
-        others = np.append(np.flatnonzero(kinds != LINE_END), len(kinds))
-        begins = np.flatnonzero(after_other & (kinds[start] == LINE_END))
-        first_other = others[np.searchsorted(others, start[begins])]
-        left[begins] = np.minimum(first_other, end[begins])
+    line_ends = np.flatnonzero((codes == 0x0A) | (codes == 0x0D))
+    if not len(line_ends):
+        return left, left
+    # line ends that follow each other, and the places after the last of them
+    row_begins = np.flatnonzero(np.diff(line_ends, prepend=-2) != 1)
+    row_ends = line_ends[np.append(row_begins[1:], len(line_ends)) - 1] + 1
+    row_run = np.searchsorted(start, line_ends[row_begins], side="right") - 1
+    taken = after_other[row_run] & (line_ends[row_begins] == start[row_run])
+    left[row_run[taken]] = row_ends[taken]
     tail = left.copy()
-    if len(line_ends):
-        runs = np.flatnonzero(is_white)
-        last = line_ends[np.maximum(np.searchsorted(line_ends, end[runs]) - 1, 0)]
-        inside = (last >= left[runs]) & (last < end[runs])
-        tail[runs[inside]] = last[inside] + 1
+    last = np.append(row_run[1:] != row_run[:-1], True)  # the last row of its run
+    tail[row_run[last]] = row_ends[last]
     return left, tail
 
 
@@ -134,34 +140,36 @@ def _contraction(codes: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def _kinds(codes: np.ndarray) -> np.ndarray:
     """The kind of each character, (characters,) uint8."""
-    table = _ascii_table() if int(codes.max()) < 0x80 else _full_table()
-    kinds: np.ndarray = table[codes]
+    if codes.dtype == np.uint8:
+        return np.frombuffer(codes.tobytes().translate(_ascii_table()), np.uint8)
+    kinds: np.ndarray = _full_table()[codes]
     return kinds
 
 
 @cache
-def _ascii_table() -> np.ndarray:
-    return _table(0x80)
+def _ascii_table() -> bytes:
+    table = _table(0x80)
+    table[ord(ASCII_SEPARATOR)] = SEPARATOR_KIND
+    return table.tobytes().ljust(0x100, b"\xff")
 
 
 @cache
 def _full_table() -> np.ndarray:
-    return _table(0x110000)
+    table = _table(0x110000)
+    table[ord(SEPARATOR)] = SEPARATOR_KIND
+    return table
 
 
 def _table(size: int) -> np.ndarray:
     import regex  # knows the properties; tiktoken needs it anyway
 
-    chars = "".join(map(chr, (*range(min(size, 0xD800)), *range(0xE000, size))))
+    points = np.arange(size, dtype=np.uint32)
+    # through an array: joining a million characters would take most of an encoder's start
+    chars = points[(points < 0xD800) | (points >= 0xE000)].tobytes().decode("utf-32-le")
     table = np.full(size, OTHER, np.uint8)
     for kind, pattern in ((LETTER, r"\p{L}+"), (DIGIT, r"\p{N}+")):
         for match in regex.finditer(pattern, chars):
             # runs do not cross the surrogates, which lie between two private areas
             table[ord(chars[match.start()]) : ord(chars[match.end() - 1]) + 1] = kind
-    for point in _WHITE_SPACE:
-        if point < size:
-            table[point] = SPACE
-    table[[0x0A, 0x0D]] = LINE_END
-    if size > ord(SEPARATOR):
-        table[ord(SEPARATOR)] = SEPARATOR_KIND
+    table[[point for point in _WHITE_SPACE if point < size]] = WHITE
     return table

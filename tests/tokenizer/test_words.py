@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_trainer.tokenizer import BPETokenizer, FastEncoder, word_cache
 from llm_trainer.tokenizer.patterns import GPT4
 from llm_trainer.tokenizer.word_cache import WordCache
-from llm_trainer.tokenizer.words import SEPARATOR, word_starts
+from llm_trainer.tokenizer.words import ASCII_SEPARATOR, SEPARATOR, word_starts
 from tests.tokenizer.texts import HARD, library_files, nasty
 
 ALPHABET = (
@@ -25,6 +25,10 @@ ALPHABET = (
 
 def fast(text: str) -> list[int]:
     return word_starts(np.frombuffer(text.encode("utf-32-le"), np.uint32)).tolist()
+
+
+def fast_ascii(text: str) -> list[int]:
+    return word_starts(np.frombuffer(text.encode("ascii"), np.uint8)).tolist()
 
 
 def slow(text: str) -> list[int]:
@@ -54,6 +58,26 @@ def test_every_code_point() -> None:
         part = points[start : start + 2**17]
         text = "".join(f"{c}a {c}1\t{c}{c} '{c}\n{c} " for c in map(chr, part))
         assert fast(text) == slow(text), f"from U+{part[0]:04X}"
+
+
+@settings(max_examples=500)
+@given(st.text(st.sampled_from([c for c in ALPHABET if c.isascii()]), max_size=16))
+def test_random_neighbours_in_ascii(text: str) -> None:
+    assert fast_ascii(text) == slow(text)
+
+
+def test_every_two_ascii_characters_and_a_third() -> None:
+    chars = [chr(point) for point in range(1, 128)]
+    for third in "a1 \n\t'(":
+        text = "".join(f"{a}{b}{third}" for a in chars for b in chars)
+        assert fast_ascii(text) == slow(text)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text(st.sampled_from("ab1 \n'("), max_size=5), min_size=1, max_size=5))
+def test_ascii_texts_side_by_side(texts: list[str]) -> None:
+    found = fast_ascii(ASCII_SEPARATOR.join(texts))
+    assert found == fast(SEPARATOR.join(texts))
 
 
 @settings(max_examples=200)
@@ -117,6 +141,14 @@ def test_each_word_is_merged_once() -> None:
     assert sorted(set(asked)) == sorted(asked), "no word twice"
     assert cache.encode_batch([]) == []
     assert [ids.tolist() for ids in cache.encode_batch(["", ""]) or []] == [[], []]
+
+
+def test_texts_of_one_byte_a_character_and_others_keep_their_order(encoder: FastEncoder) -> None:
+    texts = ["def f():", "é = 1", "", "x\0y z", "return 'it''s'\n", "\0", "你好 a", "a b"]
+    assert encoder._words is not None
+    found = encoder._words.encode_batch(texts)
+    assert found is not None
+    assert [ids.tolist() for ids in found] == [encoder.encode(text).tolist() for text in texts]
 
 
 def test_a_text_with_the_separator_goes_the_other_way(encoder: FastEncoder) -> None:
