@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks.contest import ROOT
 from benchmarks.measures import MEASURES, ROWS
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import read_json, write_text
+from llm_trainer.files import write_text
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.machine import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "results.json"

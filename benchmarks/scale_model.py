@@ -21,7 +21,8 @@ from benchmarks.scale_cases import cases, corpus
 from benchmarks.scale_fit import PEAK, fit
 from benchmarks.scale_published import Published, published
 from llm_trainer.config.model import ModelConfig
-from llm_trainer.files import atomic_path, read_json, write_text
+from llm_trainer.files import atomic_path, write_text
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.hardware import Cluster
 from llm_trainer.utils.present import cpu_cluster
 from llm_trainer.utils.step_model import Job, step_time

@@ -40,7 +40,8 @@ from llm_trainer.config import (
 from llm_trainer.config.base import Config
 from llm_trainer.config.loader import read_config_file
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError
-from llm_trainer.files import read_json, write_text
+from llm_trainer.files import write_text
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.planning import format_seconds
 
 ROOT = Path(__file__).resolve().parents[1]

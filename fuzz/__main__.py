@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fuzz.target import Target, made_folders
 from fuzz.targets import TARGETS
-from llm_trainer.files import sha256_bytes
+from llm_trainer.digests import sha256_bytes
 
 FINDINGS = Path(__file__).parent / "findings"
 MAX_INPUT_BYTES = 16_384

@@ -14,8 +14,9 @@ import torch
 from fuzz.target import Draw, Target, damage, dump, folder, mutate
 from fuzz.worlds import noise
 from llm_trainer.config import ModelConfig
+from llm_trainer.digests import sha256_bytes
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import MANIFEST_NAME, sha256_bytes
+from llm_trainer.manifests import MANIFEST_NAME
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.checkpoint import (
     check_environment,

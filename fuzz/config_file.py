@@ -8,8 +8,9 @@ from typing import Any
 
 from fuzz.target import Draw, Target, dump, folder, mutate
 from llm_trainer.config.experiment import Experiment, load_experiment
+from llm_trainer.digests import canonical_json
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import canonical_json, write_json
+from llm_trainer.files import write_json
 
 _YAML = [
     b"training:\n  learning_rate: 1e-4\n",

@@ -12,8 +12,9 @@ from fuzz.target import Draw, Target, dump, folder, mutate
 from fuzz.worlds import packed_folder, raw_folder
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.data.shards import PackedRows
+from llm_trainer.digests import digest_json
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import MANIFEST_NAME, digest_json, manifest_digest, verify_manifest
+from llm_trainer.manifests import MANIFEST_NAME, manifest_digest, verify_manifest
 
 
 @cache

@@ -11,8 +11,10 @@ import numpy as np
 from fuzz.target import Draw, Target, damage, folder
 from fuzz.worlds import noise, packed_folder
 from llm_trainer.data.shards import PackedRows
+from llm_trainer.digests import digest_json, sha256_bytes
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import MANIFEST_NAME, digest_json, read_json, sha256_bytes
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME
 
 _NAME = "train-00000.arrow"
 

@@ -1,43 +1,28 @@
-"""Files that are either whole or absent: atomic writes, manifests, locks.
+"""Files and directories that are either whole or absent.
 
 Everything the project writes goes through here. A file or directory is written under a temporary
 name beside its final one, synced, and renamed, so a process killed at any moment leaves the old
-content or the new, never a mix. A directory of data carries a `manifest.json` with the sha256 and
-size of each of its files; whoever reads the directory verifies it first. Price: one fsync a file
-and one hash of all bytes on load (about 1 GB/s a core).
+content or the new, never a mix. Price: one fsync a file.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llm_trainer.digests import canonical_json as canonical_json
-from llm_trainer.digests import digest_json as digest_json
-from llm_trainer.digests import sha256_bytes as sha256_bytes
-from llm_trainer.digests import sha256_file as sha256_file
-from llm_trainer.exceptions import IntegrityError, LLMTrainerError, LockHeldError
-from llm_trainer.json_file import MAX_JSON_BYTES as MAX_JSON_BYTES
-from llm_trainer.json_file import read_json as read_json
-
-MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = 1
+from llm_trainer.exceptions import LLMTrainerError
 
 _TEMPORARY_PREFIX = ".partial-"
 _NOT_WRITABLE = (
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
 )  # fmt: skip
-
-
-# --------------------------------------------------------------------------- writing
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
@@ -207,200 +192,3 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         path,
         json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n",
     )
-
-
-# --------------------------------------------------------------------------- manifests
-
-
-def write_manifest(
-    directory: str | os.PathLike[str],
-    kind: str,
-    known: Mapping[str, Mapping[str, Any]] | None = None,
-    /,
-    **fields: Any,
-) -> dict[str, Any]:
-    """Write `manifest.json` over all files now in `directory` (recursively) and return it.
-
-    `kind` says what the directory is ("raw", "packed", "tokenizer", "model", "checkpoint"); of the
-    files in `known` size and digest are taken as given by who wrote them; `fields` are added at
-    the top level. Names are relative POSIX paths, sorted.
-    """
-    directory, known = Path(directory), known or {}
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "kind": kind,
-        "files": {
-            name: dict(known[name])
-            if name in known
-            else {
-                "bytes": (directory / name).stat().st_size,
-                "sha256": sha256_file(directory / name),
-            }
-            for name in _file_names(directory)
-        },
-        **fields,
-    }
-    write_json(directory / MANIFEST_NAME, manifest)
-    return manifest
-
-
-def seal_manifest(directory: str | os.PathLike[str], manifest: dict[str, Any]) -> dict[str, Any]:
-    """Add a digest of all of `manifest` to it and write it: damage to any field is noticed then."""
-    sealed = {**manifest, "seal": digest_json(manifest)}
-    write_json(Path(directory) / MANIFEST_NAME, sealed)
-    return sealed
-
-
-def is_sealed(manifest: dict[str, Any]) -> bool:
-    """Whether a manifest has the seal of `seal_manifest`, and it is unbroken."""
-    fields = {name: value for name, value in manifest.items() if name != "seal"}
-    try:
-        return bool(manifest.get("seal") == digest_json(fields))
-    except ValueError:  # NaN or half a surrogate pair, which we never write
-        return False
-
-
-def read_manifest(directory: str | os.PathLike[str], kind: str, *, remedy: str) -> dict[str, Any]:
-    """Read and schema-check `manifest.json` without hashing the files it lists.
-
-    `remedy` ends every message: what the user should do ("run `dvc repro pack_sequences`").
-
-    Raises:
-        IntegrityError: the manifest is missing, damaged, or of another kind or format.
-    """
-    path = Path(directory) / MANIFEST_NAME
-    if not path.is_file():
-        raise IntegrityError(
-            f"{path}: missing, so this is not a complete '{kind}' directory; {remedy}"
-        )
-    manifest = read_json(path)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if (
-        not isinstance(manifest, dict)
-        or not isinstance(files, dict)
-        or manifest.get("format") != MANIFEST_FORMAT
-        or manifest.get("kind") != kind
-        or not all(
-            isinstance(name, str) and _is_inside(name) and _is_entry(entry)
-            for name, entry in files.items()
-        )
-    ):
-        raise IntegrityError(
-            f"{path}: not a manifest of kind '{kind}', format {MANIFEST_FORMAT}; {remedy}"
-        )
-    return manifest
-
-
-def verify_manifest(
-    directory: str | os.PathLike[str],
-    kind: str,
-    *,
-    remedy: str,
-    hashed: Callable[[str], bool] = lambda _name: True,
-) -> dict[str, Any]:
-    """Read the manifest and check every file in the directory against it.
-
-    `hashed` tells by name which files' bytes are read and compared; of the others only presence
-    and size are checked (for a reader of one split of a large data set). A subdirectory that was
-    added later with a manifest of its own (a tokenizer saved into a model's directory) answers for
-    itself.
-
-    Raises:
-        IntegrityError: a file is missing, extra, of another size, or of other bytes.
-    """
-    directory = Path(directory)
-    manifest = read_manifest(directory, kind, remedy=remedy)
-    listed: dict[str, dict[str, Any]] = manifest["files"]
-    present = set(_file_names(directory))
-    for name in sorted(present - set(listed)):
-        if _has_own_manifest(directory, name, listed):
-            continue
-        raise IntegrityError(f"{directory / name}: not listed in the manifest; {remedy}")
-    for name, entry in sorted(listed.items()):
-        path = directory / name
-        if name not in present:
-            raise IntegrityError(f"{path}: listed in the manifest but missing; {remedy}")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise IntegrityError(
-                f"{path}: {size:,} bytes, but the manifest says {entry['bytes']:,}; {remedy}"
-            )
-        if hashed(name) and sha256_file(path) != entry["sha256"]:
-            raise IntegrityError(f"{path}: content differs from the manifest's sha256; {remedy}")
-    return manifest
-
-
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """The identity of a verified directory: a digest of its kind and its files' digests."""
-    return digest_json(
-        {"kind": manifest["kind"], "files": {k: v["sha256"] for k, v in manifest["files"].items()}}
-    )
-
-
-def _file_names(directory: Path) -> list[str]:
-    return sorted(
-        path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file() and path != directory / MANIFEST_NAME and not is_partial(path.name)
-    )
-
-
-def _has_own_manifest(directory: Path, name: str, listed: dict[str, Any]) -> bool:
-    top = name.partition("/")[0]
-    own = (directory / top / MANIFEST_NAME).is_file()
-    return top != name and own and not any(other.startswith(f"{top}/") for other in listed)
-
-
-def _is_inside(name: str) -> bool:
-    parts = name.split("/")
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair: no name of ours, and no digest has it
-        return False
-    return bool(name) and not name.startswith("/") and ".." not in parts and "" not in parts
-
-
-def _is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("bytes"), int)
-        and isinstance(entry.get("sha256"), str)
-    )
-
-
-# --------------------------------------------------------------------------- locks
-
-
-@contextmanager
-def hold_lock(path: str | os.PathLike[str], purpose: str) -> Iterator[None]:
-    """Hold an exclusive lock on the file `path` for the body; the kernel frees it on any death.
-
-    POSIX record locks (`lockf`) belong to the process, so a child that outlives its killed
-    parent does not keep the lock, as it would with `flock`. The file stays; only the lock counts.
-
-    Raises:
-        LockHeldError: another process holds it; the message names its process id.
-    """
-    path = Path(path)
-    with writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            raise LockHeldError(
-                f"{path.parent}: already in use by {holder or 'another process'}; wait for it to "
-                f"end, or stop it, before {purpose} here again"
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} ({purpose})".encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import yaml
 
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import manifest_digest, read_json, read_manifest, verify_manifest
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import manifest_digest, read_manifest, verify_manifest
 from llm_trainer.training.lineage import Lineage, read_lineage
 from pipeline.chain import Link, chain
 from pipeline.lock import LOCK, directory_md5

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import MANIFEST_NAME, read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME
 from llm_trainer.training.lineage import Lineage, read_lineage
 from llm_trainer.training.tracking.log import JsonlTracker, best_of
 from llm_trainer.training.tracking.record import RunInfo, RunRecord, flatten, model_entry

@@ -12,14 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_trainer.digests import canonical_json, digest_json, sha256_file
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import (
-    canonical_json,
-    digest_json,
-    manifest_digest,
-    sha256_file,
-    verify_manifest,
-)
+from llm_trainer.manifests import manifest_digest, verify_manifest
 from llm_trainer.training.fingerprint import result_params
 from llm_trainer.training.lineage import Lineage
 from pipeline.params import PARAMS, load_params

@@ -21,7 +21,7 @@ from llm_trainer.config import Experiment
 from llm_trainer.config.data import STDLIB_DATASET
 from llm_trainer.config.loader import read_config_file
 from llm_trainer.exceptions import ConfigurationError, IntegrityError, LLMTrainerError
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.compiler import compiler_problem
 from pipeline.lock import LOCK
 from pipeline.params import PARAMS, load_params

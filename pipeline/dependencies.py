@@ -30,6 +30,7 @@ EXCLUDED = {
     "llm_trainer.config": "every value that a stage reads is one of its params, and params.yaml "
     "holds all of them, so defaults and checks change no result",
     "llm_trainer.exceptions": "names of errors",
+    "llm_trainer.locks": "says who may write, not what",
     "llm_trainer.training.connections": "ends connections, and with them the process",
     "llm_trainer.training.tracking": "shows a run to trackers and reads nothing back",
     "pipeline.dependencies": "names the code of a stage (for a run's fingerprint)",

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from llm_trainer.exceptions import IntegrityError, LockHeldError
-from llm_trainer.files import hold_lock, is_partial
+from llm_trainer.files import is_partial
+from llm_trainer.locks import hold_lock
 from llm_trainer.training.tracking.record import RunRecord
 from pipeline.params import load_params
 from pipeline.stage import main_checkout, run_stage

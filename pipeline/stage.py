@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from pipeline.worker import (
     LOST_PEER,
     die_with_launcher,

@@ -16,7 +16,7 @@ from typing import Any
 
 from llm_trainer.config.loader import parse_config_text, read_config_file
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from pipeline.download import compare
 from pipeline.params import PARAMS, load_params
 from pipeline.paths import (

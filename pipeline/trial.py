@@ -23,8 +23,9 @@ import yaml
 
 import pipeline
 from llm_trainer.config.loader import read_config_file
+from llm_trainer.digests import sha256_file
 from llm_trainer.exceptions import ConfigurationError, TrainingError
-from llm_trainer.files import read_json, sha256_file
+from llm_trainer.json_file import read_json
 from pipeline.params import PARAMS, load_params
 from pipeline.paths import MODEL, PACKED, RAW, TOKENIZER, TRAIN_CURVE, TRAIN_METRICS
 

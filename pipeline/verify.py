@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from pipeline.artifacts import ARTIFACTS, Check, check_artifacts
 from pipeline.params import PARAMS, load_params
 from pipeline.stage import main_checkout, run_stage

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_trainer.data.engine import usable_cores
+from llm_trainer.digests import sha256_bytes
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import sha256_bytes, write_json
+from llm_trainer.files import write_json
 
 if TYPE_CHECKING:
     from llm_trainer.training.distributed import World

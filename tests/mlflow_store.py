@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from llm_trainer.exceptions import LockHeldError
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 
 
 @pytest.fixture(scope="session", name="empty_database")

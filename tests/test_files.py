@@ -13,20 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_trainer.digests import canonical_json, digest_json, sha256_bytes, sha256_file
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError
 from llm_trainer.files import (
     atomic_directory,
     atomic_path,
-    canonical_json,
-    digest_json,
     is_partial,
-    read_json,
     remove_partial,
-    sha256_bytes,
-    sha256_file,
     write_json,
     write_text,
 )
+from llm_trainer.json_file import read_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)

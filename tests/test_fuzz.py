@@ -20,15 +20,10 @@ from fuzz.targets import TARGETS
 from llm_trainer.config.experiment import load_experiment
 from llm_trainer.data.raw import RawCorpus
 from llm_trainer.data.shards import PackedRows
+from llm_trainer.digests import digest_json
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    digest_json,
-    read_json,
-    read_manifest,
-    seal_manifest,
-    write_manifest,
-)
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, read_manifest, seal_manifest, write_manifest
 from llm_trainer.models import TransformerLM
 from llm_trainer.tokenizer import BPETokenizer
 from llm_trainer.training.checkpoint import read_checkpoint, restore
@@ -200,7 +195,7 @@ def test_a_shard_with_wrong_offsets(tmp_path: Path, place: int, value: int, prob
 
 def vouch(directory: Path, path: Path) -> None:
     """Make the manifest agree with a file that was changed on purpose."""
-    from llm_trainer.files import sha256_file
+    from llm_trainer.digests import sha256_file
 
     manifest = read_json(directory / MANIFEST_NAME)
     entry = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

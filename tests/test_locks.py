@@ -11,13 +11,11 @@ from pathlib import Path
 import pytest
 
 from llm_trainer.exceptions import LockHeldError
-from llm_trainer.files import (
-    hold_lock,
-)
+from llm_trainer.locks import hold_lock
 
 HOLDER = """
 import sys, time
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 with hold_lock(sys.argv[1], "train"):
     print("held", flush=True)
     time.sleep(60)
@@ -44,7 +42,7 @@ def test_a_second_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
 
 ORPHAN = """
 import os, sys, time
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 with hold_lock(sys.argv[1], "train"):
     child = os.fork()
     if child == 0:

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_trainer.digests import sha256_bytes
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import (
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import (
     MANIFEST_NAME,
     manifest_digest,
-    read_json,
     read_manifest,
-    sha256_bytes,
     verify_manifest,
-    write_json,
     write_manifest,
 )
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.soak.rows import ROWS as SOAK
 from docs import update_results
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from tests.test_layers import ROOT
 
 TEXT = (ROOT / update_results.RELIABILITY).read_text("utf-8")

@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.soak.row import Row
 from benchmarks.soak.rows import ROWS
-from llm_trainer.files import read_json, write_text
+from llm_trainer.files import write_text
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.machine import describe_machine
 
 RESULTS = Path(__file__).parent.parent / "soak.json"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.soak.row import Report, Row
-from llm_trainer.files import sha256_bytes
+from llm_trainer.digests import sha256_bytes
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.tokenizer.encoder import FastEncoder
 

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from benchmarks.soak.row import Report, Row
-from llm_trainer.files import MANIFEST_NAME
+from llm_trainer.manifests import MANIFEST_NAME
 from tests.pipeline.small_project import ROOT, make_project, run_here
 
 FLIPS = 40

@@ -17,7 +17,8 @@ from llm_trainer.data.packing import pack_corpus
 from llm_trainer.data.raw import RawCorpus, build_raw
 from llm_trainer.data.shards import PackedRows
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.training.checkpoint import list_checkpoints, read_checkpoint
 from tests.data.sources import jsonl
 

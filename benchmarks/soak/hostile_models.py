@@ -17,7 +17,7 @@ from benchmarks.soak.row import Report, Row
 from llm_trainer.config import ModelConfig
 from llm_trainer.exceptions import LLMTrainerError
 from llm_trainer.export.importing import read_model
-from llm_trainer.files import MANIFEST_NAME, write_manifest
+from llm_trainer.manifests import MANIFEST_NAME, write_manifest
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.utils.machine import peak_memory_bytes

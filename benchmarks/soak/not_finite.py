@@ -12,7 +12,8 @@ import torch
 from benchmarks.soak.row import Report, Row
 from benchmarks.soak.trainings import World, fork, wait
 from llm_trainer.exceptions import TrainingError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.training import Trainer
 
 FAULT_STEP, STEPS = 3, 16

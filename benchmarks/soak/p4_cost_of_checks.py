@@ -18,7 +18,7 @@ import yaml
 import tests.conftest  # noqa: F401 - sets the environment that the tests run in
 from benchmarks.soak.row import Report, Row
 from llm_trainer.config.loader import read_config_file
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from tests.pipeline.repo import ROOT, STAGES
 
 AIM_PERCENT = 2.0

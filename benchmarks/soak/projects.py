@@ -18,7 +18,7 @@ import psutil
 import yaml
 
 import tests.conftest  # noqa: F401 - sets the environment that the tests run in
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from tests.pipeline.repo import STAGES, Repo, make, stages_run, wait_for
 
 __all__ = ["STAGES", "Repo", "Repro", "differences", "repro", "start_project", "wait_for"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.soak.trainings import curve, fork, wait
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.training import distributed
 

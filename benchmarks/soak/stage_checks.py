@@ -18,14 +18,13 @@ from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-FILES = "llm_trainer.files"
 EVERYWHERE = {
     "hashing and manifests": [
-        f"{FILES}:{name}"
-        for name in (
-            "sha256_file", "digest_json", "verify_manifest", "read_manifest", "write_manifest",
-            "manifest_digest",
-        )
+        "llm_trainer.digests:sha256_file", "llm_trainer.digests:digest_json",
+        *(
+            f"llm_trainer.manifests:{name}"
+            for name in ("verify_manifest", "read_manifest", "write_manifest", "manifest_digest")
+        ),
     ],
     "configuration": ["pipeline.params:load_params"],
     "ledger": [

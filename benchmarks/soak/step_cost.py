@@ -23,7 +23,8 @@ from benchmarks.soak.trainings import World, fork, wait
 from llm_trainer.config import ModelConfig, TrainingConfig
 from llm_trainer.config.loader import build_config, read_config_file
 from llm_trainer.data import LanguageModelingDataset
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.models import TransformerLM
 from llm_trainer.training import Trainer
 from tests.pipeline.repo import ROOT
@@ -31,11 +32,11 @@ from tests.pipeline.repo import ROOT
 AIM_PERCENT = 2.0
 STEPS, BETWEEN_SAVES = 40, 8
 _OF_A_SAVE = [
-    "llm_trainer.files:sha256_file", "llm_trainer.files:write_manifest",
+    "llm_trainer.digests:sha256_file", "llm_trainer.manifests:write_manifest",
     "llm_trainer.files:fsync_file", "llm_trainer.files:fsync_directory",
 ]  # fmt: skip
 _OF_A_RUN = [
-    "llm_trainer.training.compatibility:check_fit", "llm_trainer.files:verify_manifest",
+    "llm_trainer.training.compatibility:check_fit", "llm_trainer.manifests:verify_manifest",
     "llm_trainer.training.checkpoint:check_identity",
     "llm_trainer.training.checkpoint:check_environment",
     "llm_trainer.training.checkpoint:recover_checkpoints",

@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.soak.row import Report, Row
 from benchmarks.soak.trainings import World, curve, end_state, fork, wait
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.training.reporting import TrackingOptions
 from llm_trainer.training.tracking.log import read_metrics
 from llm_trainer.training.tracking.mlflow_sync import sync_run

@@ -24,7 +24,7 @@ import torch
 
 from llm_trainer.config import ModelConfig, TrainingConfig
 from llm_trainer.data import LanguageModelingDataset
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from llm_trainer.models import TransformerLM
 from llm_trainer.tokenizer import BPETokenizer
 from llm_trainer.training import Trainer

@@ -23,7 +23,7 @@ import yaml
 
 from llm_trainer.config.checks import LONGEST, place, refuse, shown
 from llm_trainer.exceptions import ConfigurationError, ModelConfigurationError
-from llm_trainer.files import MAX_JSON_BYTES
+from llm_trainer.json_file import MAX_JSON_BYTES
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from llm_trainer.data.documents import Document
 from llm_trainer.data.input_file import COMPRESSIONS, KNOWN, InputFile, format_of, is_address
 from llm_trainer.data.intake import Intake, Source
 from llm_trainer.data.units import Part, iter_part
+from llm_trainer.digests import digest_json
 from llm_trainer.exceptions import DataError
-from llm_trainer.files import digest_json
 
 if TYPE_CHECKING:
     from llm_trainer.data.remote_file import Found

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llm_trainer.data.shard_file import REMEDY, id_dtype
 from llm_trainer.exceptions import DataError, IntegrityError
-from llm_trainer.files import (
+from llm_trainer.manifests import (
     MANIFEST_NAME,
     is_sealed,
     seal_manifest,

@@ -30,14 +30,10 @@ from llm_trainer.data.input_file import InputFile
 from llm_trainer.data.local_files import find_files
 from llm_trainer.data.raw import RawCorpus, build_raw
 from llm_trainer.data.shards import PackedRows
+from llm_trainer.digests import digest_json, sha256_file
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    digest_json,
-    hold_lock,
-    read_manifest,
-    sha256_file,
-)
+from llm_trainer.locks import hold_lock
+from llm_trainer.manifests import MANIFEST_NAME, read_manifest
 
 if TYPE_CHECKING:
     from llm_trainer.data.dataset import LanguageModelingDataset

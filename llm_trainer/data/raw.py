@@ -26,9 +26,9 @@ from llm_trainer.data.raw_fill import fill, identity
 from llm_trainer.data.raw_groups import REMEDY
 from llm_trainer.data.sources import SPLITS, Split, open_source
 from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError
-from llm_trainer.files import (
+from llm_trainer.files import atomic_directory
+from llm_trainer.manifests import (
     MANIFEST_NAME,
-    atomic_directory,
     is_sealed,
     manifest_digest,
     read_manifest,

@@ -30,8 +30,10 @@ from llm_trainer.data.pending import Pending
 from llm_trainer.data.raw_file import RawWriter, read_documents
 from llm_trainer.data.sources import SPLITS, Placing, Split
 from llm_trainer.data.units import Part, Unit
+from llm_trainer.digests import sha256_file
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import fsync_directory, fsync_file, read_json, sha256_file, write_json
+from llm_trainer.files import fsync_directory, fsync_file, write_json
+from llm_trainer.json_file import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from llm_trainer.data.ledger import Ledger
 from llm_trainer.data.raw_build import RawBuild
 from llm_trainer.data.sources import Split
 from llm_trainer.data.units import UNIT_BYTES, Unit, list_units
+from llm_trainer.digests import digest_json
 from llm_trainer.exceptions import DataError
-from llm_trainer.files import digest_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from llm_trainer.data.packed_manifest import Split, read_packed_manifest
 from llm_trainer.data.row_batch import RowBatch, as_indices, run_starts
 from llm_trainer.data.shard_file import REMEDY, Shard
 from llm_trainer.exceptions import DataError, IntegrityError
-from llm_trainer.files import manifest_digest
+from llm_trainer.manifests import manifest_digest
 
 
 class PackedRows:

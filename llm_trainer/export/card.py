@@ -8,7 +8,7 @@ from typing import Any
 
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.export.layout import Layout
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 
 CARD_NAME = "README.md"
 LINEAGE_NAME = "lineage.json"

@@ -22,14 +22,9 @@ from llm_trainer.export.comparing import generation_settings
 from llm_trainer.export.layouts import layout_for
 from llm_trainer.export.parity import PARITY_NAME, Parity, check_parity, require_transformers
 from llm_trainer.export.weights import parse_size, write_weights
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    atomic_directory,
-    read_json,
-    write_json,
-    write_manifest,
-    write_text,
-)
+from llm_trainer.files import atomic_directory, write_json, write_text
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, write_manifest
 from llm_trainer.models.storage import check_replaceable, model_tensors
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer

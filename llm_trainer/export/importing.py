@@ -15,19 +15,16 @@ import torch
 from torch import Tensor
 
 from llm_trainer.config.model import ModelConfig
+from llm_trainer.digests import sha256_file
 from llm_trainer.exceptions import ConfigurationError, IntegrityError, TokenizerError
 from llm_trainer.export.huggingface import EXPORT_KIND
 from llm_trainer.export.layout import Layout
 from llm_trainer.export.layouts import layout_of
 from llm_trainer.export.parity import PARITY_NAME, Parity, check_parity, require_transformers
 from llm_trainer.export.weights import StoredWeights
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    read_json,
-    read_manifest,
-    sha256_file,
-    write_json,
-)
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, read_manifest
 from llm_trainer.models.outline import outline
 from llm_trainer.models.storage import (
     CONFIG_NAME,

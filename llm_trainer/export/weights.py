@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.models.storage import WEIGHTS_NAME
 from llm_trainer.models.tensor_file import write_tensors
 

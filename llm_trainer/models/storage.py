@@ -18,16 +18,9 @@ from llm_trainer.config.checks import shown
 from llm_trainer.config.loader import build_config
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    atomic_directory,
-    is_partial,
-    read_json,
-    read_manifest,
-    verify_manifest,
-    write_json,
-    write_manifest,
-)
+from llm_trainer.files import atomic_directory, is_partial, write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, read_manifest, verify_manifest, write_manifest
 from llm_trainer.models.outline import outline
 from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.models.tensor_file import write_tensors

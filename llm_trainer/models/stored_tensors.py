@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llm_trainer.config.checks import shown
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from llm_trainer.models.tensor_file import DTYPES
 
 INDEX_FORMAT = 1

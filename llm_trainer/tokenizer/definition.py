@@ -15,8 +15,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from llm_trainer.digests import sha256_bytes
 from llm_trainer.exceptions import TokenizerError
-from llm_trainer.files import sha256_bytes
 from llm_trainer.tokenizer.patterns import GPT2, byte_of_char, token_to_bytes
 
 MAX_TOKENS = 4_000_000

@@ -14,16 +14,9 @@ from typing import Any
 
 from llm_trainer.config.checks import place, refuse, shown
 from llm_trainer.exceptions import IntegrityError, TokenizerError
-from llm_trainer.files import (
-    MANIFEST_NAME,
-    atomic_directory,
-    is_partial,
-    read_json,
-    verify_manifest,
-    write_json,
-    write_manifest,
-    write_text,
-)
+from llm_trainer.files import atomic_directory, is_partial, write_json, write_text
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, verify_manifest, write_manifest
 from llm_trainer.tokenizer.definition import Definition, parse_definition
 
 KIND = "tokenizer"

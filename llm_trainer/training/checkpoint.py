@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 
 from llm_trainer.config.checks import shown
 from llm_trainer.exceptions import CheckpointError, IntegrityError
-from llm_trainer.files import read_json, read_manifest, verify_manifest
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import read_manifest, verify_manifest
 from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.training.ranks import ALONE, Ranks

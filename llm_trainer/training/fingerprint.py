@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_trainer.config import ModelConfig, TrainingConfig
 from llm_trainer.config.experiment import RUNTIME_ONLY
-from llm_trainer.files import digest_json, sha256_file
+from llm_trainer.digests import digest_json, sha256_file
 
 
 def result_params(model: ModelConfig, training: TrainingConfig) -> dict[str, dict[str, Any]]:

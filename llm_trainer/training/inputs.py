@@ -15,7 +15,7 @@ from llm_trainer.data.prepare import (
 )
 from llm_trainer.data.shards import PackedRows
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import read_manifest
+from llm_trainer.manifests import read_manifest
 from llm_trainer.models.storage import MODEL_KIND, TOKENIZER_FOLDER
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.training.lineage import LINEAGE_NAME, read_lineage

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 
 LINEAGE_NAME = "lineage.json"
 LINEAGE_FORMAT = 1

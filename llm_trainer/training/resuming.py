@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import CheckpointError
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from llm_trainer.training import checkpoint as checkpoints
 from llm_trainer.training.batches import BatchStream
 from llm_trainer.training.distributed import World

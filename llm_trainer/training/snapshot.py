@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llm_trainer.exceptions import TrainingError
-from llm_trainer.files import fsync_file, write_json, write_manifest
+from llm_trainer.files import fsync_file, write_json
+from llm_trainer.manifests import write_manifest
 from llm_trainer.models.storage import (
     CONFIG_NAME,
     MODEL_KIND,

@@ -47,14 +47,14 @@ def _matmul_peak(device_name: str, dtype_name: str, num_threads: int) -> float:
 
     assert num_threads == torch.get_num_threads(), "the cache key is the present thread count"
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
-    generator = torch.Generator().manual_seed(0)  # leaves the caller's random state alone
+    generator = torch.Generator(device).manual_seed(0)  # leaves the caller's random state alone
     best = 0.0
     expected = 0.0
     for size in CUDA_SIZES if device.type == "cuda" else CPU_SIZES:
         if expected > MAX_CALL_SECONDS:
             break
         left, right = (
-            torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2)
+            torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2)
         )
         result = left @ right
         synchronize(device)

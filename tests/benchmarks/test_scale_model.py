@@ -12,7 +12,7 @@ from benchmarks.scale_model import RESULTS, checks, cpu_checks, draw_published, 
 from benchmarks.scale_published import published
 from benchmarks.scale_tables import tables
 from docs import update_results
-from llm_trainer.files import read_json
+from llm_trainer.json_file import read_json
 from llm_trainer.utils import present
 
 

@@ -22,7 +22,7 @@ from llm_trainer.config.loader import (
     unknown_key,
 )
 from llm_trainer.exceptions import ConfigurationError, LLMTrainerError
-from llm_trainer.files import MAX_JSON_BYTES
+from llm_trainer.json_file import MAX_JSON_BYTES
 
 # --------------------------------------------------------------------------- files
 

@@ -13,7 +13,7 @@ import pytest
 
 from llm_trainer.data import raw_file
 from llm_trainer.data.raw import RawCorpus
-from llm_trainer.files import seal_manifest, write_manifest
+from llm_trainer.manifests import seal_manifest, write_manifest
 from tests.data.sources import csv_bytes, jsonl
 
 WORDS = [

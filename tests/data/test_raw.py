@@ -24,7 +24,7 @@ from llm_trainer.data.documents import content_hash
 from llm_trainer.data.duplicates import DuplicateCounter
 from llm_trainer.data.raw import RawCorpus, build_raw
 from llm_trainer.exceptions import ConfigurationError, DataError, IntegrityError, LLMTrainerError
-from llm_trainer.files import manifest_digest
+from llm_trainer.manifests import manifest_digest
 from tests.data.sources import jsonl
 from tests.test_layers import ROOT
 

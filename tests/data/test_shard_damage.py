@@ -14,7 +14,8 @@ from llm_trainer.data.row_batch import RowBatch
 from llm_trainer.data.shard_file import ShardFile
 from llm_trainer.data.shards import PackedRows
 from llm_trainer.exceptions import DataError, IntegrityError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from tests.data.packed_rows import TOKENIZER, write_packed
 
 REMEDY = "run `dvc repro pack_sequences`"

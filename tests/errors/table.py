@@ -23,6 +23,8 @@ EXEMPT: dict[str, str] = {
     "llm_trainer.exceptions": "kinds of errors",
     "llm_trainer.export": "tests/export gives its functions and its command nonsense",
     "llm_trainer.files": INSIDE,
+    "llm_trainer.locks": INSIDE,
+    "llm_trainer.manifests": INSIDE,
     "llm_trainer.models.cache:KVCache.write": STEP,
     "llm_trainer.models.cache:KVCache.advance": STEP,
     "llm_trainer.models.cache:KVCache.reorder": STEP,

@@ -99,7 +99,7 @@ def test_an_unknown_param_is_refused_by_dvc_and_a_wrong_type_by_the_first_stage(
 def test_a_queue_with_choices(repo: Repo) -> None:
     repo.dvc(
         "exp", "run", "--queue", "--name", "sweep",
-        "--set-param", "training.learning_rate=choice(0.007,0.04)",
+        "--set-param", "training.learning_rate=choice(0.007,0.04)", "evaluate",
     )  # fmt: skip
     repo.start_queue()
     found = shown(repo)
@@ -114,7 +114,7 @@ def test_apply_and_branch(repo: Repo) -> None:
     assert b"learning_rate: 0.005" in before  # the queue left the workspace alone
     repo.dvc("exp", "apply", "sweep-1")
     assert "learning_rate: 0.007" in (repo.path / "params.yaml").read_text()
-    assert repo.repro() == []  # outputs come with it
+    assert repo.repro("evaluate") == []  # outputs come with it
     repo.dvc("exp", "branch", "sweep-1", "sweep-branch")
     assert "sweep-branch" in repo.git("branch", "--list", "sweep-branch")
     tree = repo.git("ls-tree", "-r", "--name-only", "sweep-branch").splitlines()

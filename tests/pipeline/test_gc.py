@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from llm_trainer.training.tracking.record import RunInfo, RunRecord
 from pipeline.gc import collect, find_runs, size, superfluous
 
@@ -98,7 +98,7 @@ def test_a_dry_run_removes_nothing_and_counts_the_same(root: Path) -> None:
 
 HOLDER = """
 import sys, time
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 with hold_lock(sys.argv[1], "train"):
     print("held", flush=True)
     time.sleep(60)

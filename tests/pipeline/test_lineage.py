@@ -65,7 +65,7 @@ def flip(path: str) -> Callable[[Path], None]:
 
 
 def remake(place: Path) -> None:
-    from llm_trainer.files import write_manifest
+    from llm_trainer.manifests import write_manifest
 
     (place / "data" / "packed" / "train-00000").write_text("another packing")
     write_manifest(place / "data" / "packed", "packed")

@@ -1,6 +1,7 @@
 """A stage `train` that is killed under DVC goes on when the same command is given again.
 
-In the workspace, in `--temp` and in a queued run; each ends in the bytes of an undisturbed run.
+In the workspace, and in the copy of it in which a queue works; each ends in the bytes of an
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -55,24 +56,28 @@ def runs(repo: Repo) -> set[Path]:
 
 
 def kill_at_a_checkpoint(
-    repo: Repo, command: Sequence[str], before: set[Path], how: signal.Signals
+    repo: Repo, command: Sequence[str], before: set[Path], how: signal.Signals, beyond: int = 0
 ) -> None:
-    """Start a command, and send `how` to the process group of its training once that saved."""
+    """Start a command, and send `how` to the process group of its training once that has saved a
+    checkpoint of a step after `beyond`."""
     with (repo.path.parent / "killed.log").open("w") as log:
         process = subprocess.Popen(
             command, cwd=repo.path, env=repo.environment, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-        trainer = wait_for(lambda: training_process(repo, before), "a training with a checkpoint")
+        trainer = wait_for(
+            lambda: training_process(repo, before, beyond), "a training with a checkpoint"
+        )
         os.killpg(os.getpgid(trainer), how)
         wait_for(lambda: not is_alive(trainer), "the training to end")
         process.wait(timeout=120)
 
 
-def training_process(repo: Repo, before: set[Path]) -> int | None:
-    """Process id of the new training, named by its lock, once it has saved a checkpoint."""
+def training_process(repo: Repo, before: set[Path], beyond: int) -> int | None:
+    """Process id of the new training, named by its lock, once it has saved a later checkpoint."""
     for run in runs(repo) - before:
-        if any(run.glob("checkpoint-*/manifest.json")) and (run / "lock").exists():
+        saved = [m.parent.name for m in run.glob("checkpoint-*/manifest.json")]
+        if any(step_of(name) > beyond for name in saved) and (run / "lock").exists():
             held = re.match(r"process (\d+) \(train\)", (run / "lock").read_text())
             if held:
                 return int(held[1])
@@ -90,36 +95,27 @@ def is_alive(process: int) -> bool:
 def resumed_from(repo: Repo, before: set[Path]) -> int:
     """Step of the newest checkpoint of the one run that is new."""
     (run,) = runs(repo) - before
-    return max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*"))
+    return max(step_of(path.name) for path in run.glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "Ctrl-C"])
-def test_in_the_workspace(
-    project: Repo, undisturbed: dict[str, bytes], how: signal.Signals
-) -> None:
+def step_of(checkpoint: str) -> int:
+    return int(checkpoint.split("-")[1])
+
+
+def test_in_the_workspace(project: Repo, undisturbed: dict[str, bytes]) -> None:
+    """Ctrl-C, then SIGKILL, then left alone."""
     project.set(**LONG)
     before = runs(project)
     command = [sys.executable, "-m", "dvc", "repro", "train"]
-    kill_at_a_checkpoint(project, command, before, how)
-    step = resumed_from(project, before)
-    assert 0 < step < STEPS
+    kill_at_a_checkpoint(project, command, before, signal.SIGINT)
+    stopped = resumed_from(project, before)
+    kill_at_a_checkpoint(project, command, before, signal.SIGKILL, beyond=stopped)
+    killed = resumed_from(project, before)
+    assert 0 < stopped < killed < STEPS
     printed = project.dvc("repro", "train")
     assert stages_run(printed) == ["train"]
-    assert f"step {step}" in printed
+    assert f"checkpoint-{killed}" in printed
     assert len(runs(project) - before) == 1  # the same run went on
-    assert project.files("models/final", "plots/train.csv") == undisturbed
-
-
-def test_in_a_temporary_copy(project: Repo, undisturbed: dict[str, bytes]) -> None:
-    before = runs(project)
-    arguments = ["exp", "run", "--temp", "--name", "apart", *SET, "train"]
-    workspace = project.files("params.yaml", "dvc.lock", "metrics", "models/final")
-    kill_at_a_checkpoint(project, [sys.executable, "-m", "dvc", *arguments], before, signal.SIGKILL)
-    assert 0 < resumed_from(project, before) < STEPS
-    project.dvc(*arguments)
-    assert len(runs(project) - before) == 1
-    assert project.files("params.yaml", "dvc.lock", "metrics", "models/final") == workspace
-    project.dvc("exp", "apply", "apart")
     assert project.files("models/final", "plots/train.csv") == undisturbed
 
 
@@ -127,6 +123,7 @@ def test_in_the_queue(project: Repo, undisturbed: dict[str, bytes]) -> None:
     before = runs(project)
     queue = ["exp", "run", "--queue", "--name", "queued", *SET, "train"]
     worker = [sys.executable, "-m", "dvc", "queue", "start", "--jobs", "1"]
+    workspace = project.files("params.yaml", "dvc.lock", "metrics", "models/final")
     project.dvc(*queue)
     kill_at_a_checkpoint(project, worker, before, signal.SIGKILL)
     assert 0 < resumed_from(project, before) < STEPS
@@ -136,5 +133,6 @@ def test_in_the_queue(project: Repo, undisturbed: dict[str, bytes]) -> None:
     project.dvc(*queue)
     project.start_queue()
     assert len(runs(project) - before) == 1
+    assert project.files("params.yaml", "dvc.lock", "metrics", "models/final") == workspace
     project.dvc("exp", "apply", "queued")
     assert project.files("models/final", "plots/train.csv") == undisturbed

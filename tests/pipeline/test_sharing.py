@@ -54,10 +54,11 @@ def test_pull_restores_everything_and_nothing_runs(repo: Repo, clone: Repo) -> N
 
 def test_an_experiment_is_shared(repo: Repo, clone: Repo) -> None:
     assert QUICK["runtime"]["report_to"] == ["console"]
-    repo.dvc("exp", "run", "--name", "shared", "--set-param", "training.learning_rate=0.011")
+    change = ("--set-param", "training.learning_rate=0.011")
+    repo.dvc("exp", "run", "--name", "shared", *change, "train")
     repo.dvc("exp", "push", "origin", "shared")
     assert "shared" in clone.dvc("exp", "list", "origin", "--all-commits")
     clone.dvc("exp", "pull", "origin", "shared")
     clone.dvc("exp", "apply", "shared")
-    assert clone.repro() == []
+    assert clone.repro("train") == []
     assert clone.files("models/final") == repo.files("models/final")

@@ -13,7 +13,9 @@ import yaml
 
 from llm_trainer.config import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
-from llm_trainer.files import MANIFEST_NAME, read_json, write_json, write_manifest
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME, write_manifest
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from pipeline import verify
 from pipeline.lock import directory_md5

@@ -11,7 +11,9 @@ from pathlib import Path
 import yaml
 
 from llm_trainer.config import Experiment
-from llm_trainer.files import manifest_digest, sha256_file, write_json, write_manifest
+from llm_trainer.digests import sha256_file
+from llm_trainer.files import write_json
+from llm_trainer.manifests import manifest_digest, write_manifest
 from llm_trainer.training.fingerprint import result_params
 from llm_trainer.training.lineage import write_lineage
 

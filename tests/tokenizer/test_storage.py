@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError, TokenizerError
-from llm_trainer.files import read_manifest
+from llm_trainer.manifests import read_manifest
 from llm_trainer.tokenizer import BPETokenizer, FastEncoder
 from tests.tokenizer.texts import CORPUS, HARD, library_files
 

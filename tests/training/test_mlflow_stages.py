@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_trainer.config import RuntimeConfig
-from llm_trainer.files import write_manifest
+from llm_trainer.manifests import write_manifest
 from llm_trainer.training.lineage import write_lineage
 from llm_trainer.training.tracking import begin_upload, log_stage
 from tests.mlflow_store import (  # noqa: F401

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_trainer.exceptions import ConfigurationError, LockHeldError, TrackingError
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from llm_trainer.training.tracking import RunTracking, run_directory
 from llm_trainer.training.tracking.destination import resolve_destination
 from llm_trainer.training.tracking.mlflow_sync import sync_run

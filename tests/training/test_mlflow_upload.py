@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from llm_trainer.config import RuntimeConfig
-from llm_trainer.files import write_manifest
+from llm_trainer.manifests import write_manifest
 from llm_trainer.training.lineage import write_lineage
 from llm_trainer.training.tracking import RunTracking, log_stage, run_directory
 from llm_trainer.training.tracking.mlflow_sync import sync_run

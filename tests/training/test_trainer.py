@@ -20,7 +20,7 @@ from llm_trainer.exceptions import (
     LockHeldError,
     TrainingError,
 )
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from llm_trainer.models import TransformerLM
 from llm_trainer.tokenizer import BPETokenizer
 from llm_trainer.training import Trainer

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.exceptions import IntegrityError
-from llm_trainer.files import read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
 from llm_trainer.training.tracking import mlflow_model
 from llm_trainer.training.tracking.log import iter_records, text_of
 from llm_trainer.training.tracking.mlflow_session import Session

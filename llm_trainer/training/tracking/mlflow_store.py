@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_trainer.exceptions import LockHeldError, TrackingError
-from llm_trainer.files import hold_lock
+from llm_trainer.locks import hold_lock
 from llm_trainer.training.tracking.destination import Destination
 from llm_trainer.training.tracking.record import strip_secrets
 

@@ -19,16 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.config.secrets import strip_secrets as strip_secrets
+from llm_trainer.digests import sha256_file
 from llm_trainer.exceptions import ConfigurationError, IntegrityError
-from llm_trainer.files import (
-    atomic_path,
-    is_partial,
-    manifest_digest,
-    read_json,
-    read_manifest,
-    sha256_file,
-    write_json,
-)
+from llm_trainer.files import atomic_path, is_partial, write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import manifest_digest, read_manifest
 from llm_trainer.training.tracking.base import Status
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,9 @@ from typing import Any
 
 from llm_trainer.config import RuntimeConfig
 from llm_trainer.exceptions import LLMTrainerError
-from llm_trainer.files import MANIFEST_NAME, read_json, write_json
+from llm_trainer.files import write_json
+from llm_trainer.json_file import read_json
+from llm_trainer.manifests import MANIFEST_NAME
 from llm_trainer.training.lineage import Lineage, read_lineage
 from llm_trainer.training.tracking.destination import resolve_destination
 from llm_trainer.training.tracking.factory import check_backends

@@ -17,7 +17,8 @@ from benchmarks.soak.killed_saves import SavesOfTwo, turns
 from benchmarks.soak.several import fork_ranks, run_end, tensors_of, told, wait_all
 from benchmarks.soak.trainings import World, fork, leftovers, wait
 from llm_trainer.exceptions import IntegrityError, LLMTrainerError
-from llm_trainer.files import write_manifest, write_text
+from llm_trainer.files import write_text
+from llm_trainer.manifests import write_manifest
 from llm_trainer.models import TransformerLM
 from llm_trainer.training.checkpoint import newest_checkpoint, read_checkpoint
 from llm_trainer.training.distributed import connect
