@@ -3,7 +3,7 @@
 How: a batch of texts is cut into words by array operations (`words`), Arrow numbers the different
 ones, and those that were not met before are merged by `tiktoken`; the rest is copying of ids. Text
 repeats its words so much that merging is a small part of the work, where it is most of it without.
-Price: the words met are kept, up to the limits below, beside the arrays of a batch: 229 MB a
+Price: the words met are kept, up to the limits below, beside the arrays of a batch: 200 MB a
 process in packing, whatever the corpus (docs/performance.md).
 """
 
