@@ -1,4 +1,4 @@
-"""How time and memory grow with the work: `python -m benchmarks.growth`.
+"""How time and memory grow with the work: `python -m benchmarks.growth [--only CURVE]`.
 
 Against parameters and context (training steps), corpus size (packing) and number of shards
 (opening and reading). Each point is a process of its own, so that its peak memory is its own.
@@ -7,6 +7,7 @@ Writes benchmarks/growth.json and docs/images/growth.svg; takes a few minutes.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from benchmarks.contest import ROOT, hold, median
 from llm_trainer.files import atomic_path, write_text
+from llm_trainer.json_file import read_json
 from llm_trainer.utils.machine import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "growth.json"
@@ -28,35 +30,26 @@ MEGABYTES = (10, 40, 160)
 SHARDS = (1, 8, 64, 512)
 ROUNDS = 3
 
+AXES = {
+    "parameters": ("parameters", ("seconds_per_token", "memory_mb")),
+    "context": ("context", ("seconds_per_token", "memory_mb")),
+    "corpus": ("megabytes", ("seconds", "memory_mb")),
+    "shards": ("shards", ("open_seconds", "read_microseconds")),
+}
+"""Curve -> what it is drawn against, and what grows."""
+
 Point = dict[str, float]
 
 
-def main() -> int:
-    """Measure all curves, fit them, draw them."""
-    curves = {
-        "parameters": [_step(width, layers, 256) for width, layers in SIZES],
-        "context": [_step(192, 4, context) for context in CONTEXTS],
-        "corpus": [_packing(size) for size in MEGABYTES],
-        "shards": [_reading(number) for number in SHARDS],
-    }
-    fits = {
-        "parameters": {
-            "seconds_per_token": exponent(curves["parameters"], "parameters", "seconds_per_token"),
-            "memory_mb": exponent(curves["parameters"], "parameters", "memory_mb"),
-        },
-        "context": {
-            "seconds_per_token": exponent(curves["context"], "context", "seconds_per_token"),
-            "memory_mb": exponent(curves["context"], "context", "memory_mb"),
-        },
-        "corpus": {
-            "seconds": exponent(curves["corpus"], "megabytes", "seconds"),
-            "memory_mb": exponent(curves["corpus"], "megabytes", "memory_mb"),
-        },
-        "shards": {
-            "open_seconds": exponent(curves["shards"], "shards", "open_seconds"),
-            "read_microseconds": exponent(curves["shards"], "shards", "read_microseconds"),
-        },
-    }
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the curves, fit them, draw them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("--only", choices=AXES, help="this curve; the others stay as they are")
+    only = parser.parse_args(arguments).only
+    curves: dict[str, list[Point]] = read_json(RESULTS)["curves"] if only else {}
+    for name in (only,) if only else AXES:
+        curves[name] = measure(name)
+    fits = {name: {y: exponent(curves[name], x, y) for y in ys} for name, (x, ys) in AXES.items()}
     results = {"exponents": fits, "curves": curves, "machine": describe_machine()}
     write_text(RESULTS, json.dumps(results, indent=2) + "\n")
     draw(curves, fits, PICTURE)
@@ -64,6 +57,19 @@ def main() -> int:
         told = ", ".join(f"{what} ~ {name}^{value:.2f}" for what, value in exponents.items())
         print(told)
     return 0
+
+
+def measure(curve: str) -> list[Point]:
+    """The points of one curve."""
+    match curve:
+        case "parameters":
+            return [_step(width, layers, 256) for width, layers in SIZES]
+        case "context":
+            return [_step(192, 4, context) for context in CONTEXTS]
+        case "corpus":
+            return [_packing(size) for size in MEGABYTES]
+        case _:
+            return [_reading(number) for number in SHARDS]
 
 
 def exponent(points: Sequence[Point], x: str, y: str) -> float:
@@ -125,11 +131,9 @@ def draw(curves: dict[str, list[Point]], fits: dict[str, dict[str, float]], path
         ("corpus", "MB of text", ("seconds", 1.0, "seconds"), "memory_mb"),
         ("shards", "shards", ("open_seconds", 1e3, "ms to open"), "read_microseconds"),
     )
-    names = {"parameters": "parameters", "context": "context", "corpus": "megabytes",
-             "shards": "shards"}  # fmt: skip
     figure, grid = pyplot.subplots(2, 2, figsize=(9, 6.4), constrained_layout=True)
     for axes, (curve, label, (key, factor, unit), other) in zip(grid.flat, panels, strict=True):
-        x = [p[names[curve]] for p in curves[curve]]
+        x = [p[AXES[curve][0]] for p in curves[curve]]
         for name, scale, mark, text in (
             (key, factor, "o-", f"{unit}, exponent {fits[curve][key]:.2f}"),
             (other, 1.0, "s--", f"{_unit(other)}, exponent {fits[curve][other]:.2f}"),

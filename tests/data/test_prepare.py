@@ -179,7 +179,7 @@ def test_an_interrupted_preparation_leaves_nothing_half_made(
 
 def test_two_at_once_are_told_apart(tmp_path: Path, corpus: Path, tokenizer: BPETokenizer) -> None:
     code = (
-        "import sys\nfrom llm_trainer.files import hold_lock\n"
+        "import sys\nfrom llm_trainer.locks import hold_lock\n"
         "with hold_lock(sys.argv[1], 'test'):\n    print('held', flush=True)\n    input()\n"
     )
     (tmp_path / "kept").mkdir()
