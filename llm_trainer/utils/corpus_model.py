@@ -18,8 +18,8 @@ DOWNLOAD_RATE = 78 * MB
 """Bytes of text a second and core: decode, check, write Parquet (docs/measure_data.py, 200 MB)."""
 TOKENIZER_RATE = 2.2 * MB
 """The same of counting and merging pairs, on one sample (as above)."""
-PACKING_RATE = 21.6 * MB
-"""The same of encoding and writing rows (benchmarks: packing, one core)."""
+PACKING_RATE = 30 * MB
+"""The same of encoding and writing rows (docs/measure_data.py, 1 GB)."""
 DIGEST_RATE = 1.2 * GB
 """Bytes a second and core of sha256."""
 MD5_RATE = 0.5 * GB
@@ -155,7 +155,7 @@ def corpus_stages(
         ),
         timed(
             "pack_sequences", {"cores": corpus.text / (cores * PACKING_RATE)},
-            parquet, corpus.rows, 235 * MB,
+            parquet, corpus.rows, 203 * MB,
         ),
         timed(
             "open the rows once", {"one process": corpus.rows / DIGEST_RATE},

@@ -281,7 +281,7 @@ def test_a_terabyte_by_hand():
     stages = {stage.name: stage for stage in corpus_stages(corpus, workers)}
     assert corpus.tokens == pytest.approx(227e9, rel=0.01)
     assert stages["pack_sequences"].bound == "cores"
-    assert stages["pack_sequences"].seconds == pytest.approx(1e12 / (256 * 21.6e6))
+    assert stages["pack_sequences"].seconds == pytest.approx(1e12 / (256 * 30e6))
     assert stages["download"].bound == "source"
     assert stages["download"].seconds == pytest.approx(0.4e12 / 2.5e9)
     assert stages["train_tokenizer"].seconds == pytest.approx(200 * 2**20 / 2.2e6)
