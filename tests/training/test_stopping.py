@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,25 +44,31 @@ def expected(world: World) -> dict[str, bytes]:
 def test_killed_at_random_again_and_again_it_ends_in_the_same_bytes(
     world: World, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    draw, progress, kills = random.Random(0), Progress(), 0
-    whole = fork(lambda: world.train(world.trainer(tmp_path / "whole"), Progress()))
-    _, status, usage = os.wait4(whole, 0)
-    assert status == 0
-    seconds = usage.ru_utime + usage.ru_stime  # machines differ, and one machine from day to day
+    draw, progress = random.Random(0), Progress()
 
-    def body(life: float) -> None:
-        number = signal.SIGTERM if kills % 3 == 2 else signal.SIGKILL
-        signal_at(time.process_time() + life, number)
-        world.train(world.trainer(tmp_path), progress)
+    def body(number: int, batches: int, share: float) -> None:
+        """Train; the signal comes that many micro-batches, and a share of one more, after the start
+        by the clock of what was computed, which no load of the machine moves."""
+        made, seen = world.trainer(tmp_path), itertools.count(1)
+        accumulate = made._accumulate
 
-    code = None
-    while code != 0:
-        life = seconds * draw.uniform(0.1, 0.4)
-        code = wait(fork(lambda: body(life)))  # noqa: B023 - it runs at once
-        assert code in (0, -signal.SIGKILL, 143, -signal.SIGTERM)
+        def counted(*arguments: Any) -> None:
+            before = time.process_time()
+            accumulate(*arguments)
+            if next(seen) == batches:
+                after = time.process_time()
+                signal_at(after + share * (after - before), number)
+
+        made._accumulate = counted  # type: ignore[method-assign]
+        world.train(made, progress)
+
+    # 4 x (4 + 2) of 30 micro-batches at most: each of them is in time
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        batches, share = draw.randint(1, 4), draw.uniform(0, 2)
+        code = wait(fork(lambda: body(number, batches, share)))  # noqa: B023 - it runs at once
+        assert code in ((-signal.SIGKILL,) if number == signal.SIGKILL else (143, -signal.SIGTERM))
         assert committed(tmp_path, ACCUMULATION) >= progress.get(Progress.COMMITTED)
-        kills += code != 0
-    assert kills > 2
+    assert wait(fork(lambda: world.train(world.trainer(tmp_path), progress))) == 0
     assert end_state(tmp_path) == expected
     assert leftovers(tmp_path) == []
 
