@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -104,14 +104,15 @@ class _Pool:
             for number in range(self._stats.num_workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_work,
-                    args=(theirs, *self._arguments),
-                    name=f"encoder-{number}",
-                    daemon=True,
+                    target=_work, args=(theirs,), name=f"encoder-{number}", daemon=True
                 )
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
+        # Not among the arguments of the process: multiprocessing writes those to a pipe whose other
+        # end it holds itself, so where they fill it and the child dies early, it waits for ever.
+        for worker in self._workers:
+            self._send(worker, self._arguments)
 
     def stop(self) -> None:
         for worker in self._workers:
@@ -150,8 +151,13 @@ class _Pool:
     def _give(self, number: int, tasks: Sequence[EncodeTask]) -> None:
         worker = min(self._workers, key=lambda one: len(one.tasks))
         worker.tasks.append(number)
+        self._send(worker, (number, tasks[number]), tasks)
+
+    def _send(
+        self, worker: _Worker, message: tuple[Any, ...], tasks: Sequence[EncodeTask] = ()
+    ) -> None:
         try:
-            worker.pipe.send((number, tasks[number]))
+            worker.pipe.send(message)
         except OSError:
             self._raise_dead(worker, tasks)
 
@@ -203,11 +209,13 @@ def _blocked(signal_number: int) -> Iterator[None]:
 # --------------------------------------------------------------------------- worker
 
 
-def _work(pipe: Connection, tokenizer: BPETokenizer, dtype: np.dtype[np.unsignedinteger]) -> None:
-    """Main function of a worker: (number, task) in, (number, chunk)... and (number, peak) out."""
+def _work(pipe: Connection) -> None:
+    """Main function of a worker: (tokenizer, dtype), then (number, task) in; (number, chunk)... and
+    (number, peak) out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number = -1
     try:
+        tokenizer, dtype = pipe.recv()
         encoder = FastEncoder(tokenizer)
         while True:
             number, task = pipe.recv()

@@ -27,7 +27,7 @@ CUDA_SIZES = (4096, 8192)
 SECONDS_PER_SIZE = 0.1
 """How long each size of matrix is tried; the best run counts, so load only matters if it lasts."""
 MAX_CALL_SECONDS = 0.2
-"""Sizes whose one product is expected to take longer are left out; smaller ones come near enough."""
+"""Sizes whose one product is expected to take longer are left out; smaller ones come near it."""
 
 
 def matmul_peak(device: torch.device | str, dtype: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -359,9 +360,16 @@ def run_script(
     )
 
 
+@pytest.mark.parametrize("vocab_size", [300, 4096])
 def test_a_script_without_a_main_guard_is_told_so(
-    tmp_path: Path, raw: RawCorpus, tokenizer: BPETokenizer
+    tmp_path: Path, raw: RawCorpus, vocab_size: int
 ) -> None:
+    """Also where the tokenizer is larger than what a pipe holds, and nobody reads it."""
+    tokenizer = BPETokenizer()
+    rng = random.Random(0)
+    words = ("".join(rng.choices("abcdefghijklmnop", k=9)) for _ in range(4000))
+    tokenizer.train(words, vocab_size=vocab_size, min_frequency=1)
+    assert (len(pickle.dumps(tokenizer)) > 2**16) == (vocab_size > 300)
     done = run_script(tmp_path, raw, tokenizer, "", "2", "0")
     assert done.returncode == 1
     assert "needs `if __name__ == '__main__':`" in done.stderr
