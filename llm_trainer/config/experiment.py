@@ -116,6 +116,13 @@ def cross_problems(experiment: Experiment, where: str) -> list[str]:
             f"{where}: packing.max_length ({packing.max_length}) is above model.max_seq_len "
             f"({model.max_seq_len}); raise max_seq_len or shorten the rows"
         )
+    found += [
+        f"{where}: training.short_rows: {length} tokens are no whole part of a row "
+        f"(packing.max_length, {packing.max_length}); divide it by a whole number, or set "
+        f"short_rows: [] for whole rows throughout"
+        for length in experiment.training.short_rows
+        if length >= packing.max_length or packing.max_length % length
+    ]
     if tokenizer.vocab_size < MIN_VOCAB_SIZE:
         found.append(
             f"{where}: tokenizer.vocab_size ({tokenizer.vocab_size}) is below {MIN_VOCAB_SIZE}"

@@ -128,6 +128,12 @@ class TrainingConfig(Config):
     rows are read from the memory map faster than workers could send them."""
     document_mask: bool = False
     """Keep attention and positions within a document instead of the whole row."""
+    short_rows: list[int] = field(default_factory=list)
+    """Tokens per row at first, ascending, such as [64, 128]: packed rows are cut into pieces of
+    that many, drawn from all over the corpus; each length for an equal share of the steps that
+    short_rows_ratio gives. Batches keep their number of tokens. Empty for whole rows throughout."""
+    short_rows_ratio: float = 0.7
+    """Share of all optimizer steps that train on short_rows."""
     nan_policy: Literal["stop", "skip"] = "stop"
     """What a non-finite loss or gradient does: stop before the step, or leave the step out, with
     a warning, at most ten times in a row."""
@@ -197,11 +203,17 @@ class TrainingConfig(Config):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"{name} ({value}) must be above 0")
-        for name in ("warmup_ratio", "min_lr_ratio", "decay_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio", "decay_ratio", "short_rows_ratio"):
             found += within(name, getattr(self, name), 0.0, 1.0)
         for name in ("beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 found.append(f"{name} ({getattr(self, name)}) must be from 0 to below 1")
+        ascending = sorted(set(self.short_rows)) == self.short_rows
+        if not ascending or any(length < 2 for length in self.short_rows):
+            found.append(
+                f"short_rows ({self.short_rows}) must be lengths of 2 tokens or more, ascending, "
+                f"such as [64, 128]"
+            )
         if self.local_rank < -1:
             found.append(
                 f"local_rank ({self.local_rank}) must be -1 (no launcher) or a rank from 0"

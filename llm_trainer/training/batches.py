@@ -3,7 +3,9 @@
 The stream is endless: position p is row `permute(p mod n)` of epoch `p div n` (see `data.order`).
 Micro-batch k of a run takes positions k B to (k + 1) B - 1, whatever happened before, so a
 checkpoint needs one integer and no loader has any state. Batches are always full: the last one of
-an epoch reaches into the next. Packed rows come straight from the memory map at a hundred million
+an epoch reaches into the next. Where rows are cut into k pieces (see `row_growth`), the stream is
+one of pieces, with an order of its own: micro-batch j takes positions j k B to (j + 1) k B - 1 of
+it. Packed rows come straight from the memory map at a hundred million
 tokens a second, so there are no worker processes to wait for.
 """
 
@@ -103,6 +105,8 @@ class BatchStream:
         shuffle: keep the order of the data set if False.
         document_mask: yield `segments`; needs a `RowSource`.
         num_workers: processes that read a data set that is no `RowSource`.
+        parts: into how many pieces each row of a micro-batch is cut, by its number; other than 1
+            only for a `RowSource`.
         after: the number that is asked for after another one; only of use to the processes, which
             read ahead.
 
@@ -120,6 +124,7 @@ class BatchStream:
         shuffle: bool = True,
         document_mask: bool = False,
         num_workers: int = 0,
+        parts: Callable[[int], int] = lambda _number: 1,
         after: Callable[[int], int] = lambda number: number + 1,
     ) -> None:
         self.num_rows = len(dataset)  # type: ignore[arg-type]
@@ -133,6 +138,7 @@ class BatchStream:
         self.shuffle = shuffle
         self.document_mask = document_mask
         self.num_workers = num_workers
+        self.parts = parts
         self.after = after
         self._ahead: WorkerBatches | None = None
         self._next = -1
@@ -143,15 +149,24 @@ class BatchStream:
             )
 
     def row_indices(self, number: int) -> np.ndarray:
-        """Rows of micro-batch `number`, (batch_size,) int64."""
-        start = number * self.batch_size
-        positions = np.arange(start, start + self.batch_size, dtype=np.int64)
-        return rows_at(positions, self.num_rows, self.seed, shuffle=self.shuffle)
+        """Rows of micro-batch `number`, (batch_size,) int64; of pieces the rows that they are of,
+        (batch_size * parts,)."""
+        return self._pieces(number)[0]
+
+    def _pieces(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row, and number within the row, of each piece of a micro-batch."""
+        parts = self.parts(number)
+        count = parts * self.batch_size
+        positions = np.arange(number * count, (number + 1) * count, dtype=np.int64)
+        pieces = rows_at(positions, parts * self.num_rows, self.seed, shuffle=self.shuffle)
+        rows, places = np.divmod(pieces, parts)
+        return rows, places
 
     def load(self, number: int) -> Batch:
         """Micro-batch `number`."""
         if isinstance(self.dataset, RowSource):
-            return self._from_rows(self.dataset, self.row_indices(number))
+            return self._from_rows(self.dataset, number)
+        assert self.parts(number) == 1
         if self.num_workers == 0:
             return collate([self.dataset[int(i)] for i in self.row_indices(number)])
         ahead = self._ahead
@@ -185,15 +200,27 @@ class BatchStream:
             self._ahead.close()
         self._ahead, self._next = None, -1
 
-    def _from_rows(self, source: RowSource, indices: np.ndarray) -> Batch:
+    def _from_rows(self, source: RowSource, number: int) -> Batch:
+        indices, places = self._pieces(number)
+        length = source.row_length // self.parts(number)
         ids, lengths = source.rows(indices)
-        input_ids = torch.from_numpy(ids.astype(np.int64))
+        lengths = lengths - places * length  # valid tokens from the start of the piece on
+        input_ids = torch.from_numpy(_cut(ids.astype(np.int64), places, length))
         labels = input_ids
-        if int(lengths.min()) < source.row_length:
-            beyond = torch.arange(source.row_length) >= torch.from_numpy(lengths)[:, None]
+        if int(lengths.min()) < length:
+            beyond = torch.arange(length) >= torch.from_numpy(lengths)[:, None]
             labels = input_ids.masked_fill(beyond, IGNORED)
-        segments = torch.from_numpy(source.segments(indices)) if self.document_mask else None
+        segments = None
+        if self.document_mask:
+            segments = torch.from_numpy(_cut(source.segments(indices), places, length))
         return Batch(input_ids, labels, segments)
+
+
+def _cut(values: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+    """Piece `places[i]` of row i of `values`, (rows, row_length): (rows, length)."""
+    if values.shape[1] == length:
+        return values
+    return np.take_along_axis(values, places[:, None] * length + np.arange(length), axis=1)
 
 
 class _Ahead:

@@ -43,6 +43,7 @@ from llm_trainer.training.snapshot import take_snapshot, write_snapshot
 from llm_trainer.training.state import TrainerState
 from llm_trainer.training.trainer_base import TrainerBase
 from llm_trainer.utils.allocator import give_back_freed_memory, keep_freed_memory
+from llm_trainer.utils.row_growth import RowGrowth
 
 if TYPE_CHECKING:
     from llm_trainer.tokenizer import BPETokenizer
@@ -81,6 +82,11 @@ class ResumableTrainer(TrainerBase):
                 "another trainer of a fresh or saved model"
             )
         dataset = self._require_data()
+        if self.config.short_rows and not isinstance(dataset, RowSource):
+            raise TrainingError(
+                f"short_rows ({self.config.short_rows}) needs packed rows, which can be cut, and "
+                f"{type(dataset).__name__} is none; set short_rows: []"
+            )
         self._stop = stop
         plan = self.plan()
         self.total_steps = plan.steps
@@ -99,9 +105,12 @@ class ResumableTrainer(TrainerBase):
             self.config.activation_checkpointing or self.model.config.gradient_checkpointing
         )
         self._parallel = make_way(self.way, self.model, self.config, self.execution, self.world)
+        growth = RowGrowth.of(self.config, plan.row_length, plan.steps)
+        each = self.config.micro_batches_per_step
         self._stream = BatchStream(
             dataset, self.config.batch_size, seed=sub_seed(self.config.seed, "rows"),
             document_mask=self.config.document_mask,
+            parts=lambda number: growth.parts(number // each),
             num_workers=self.config.dataloader_num_workers, after=self._parallel.after,
         )  # fmt: skip
         self.optimizer = optimizer_from_config(self.model, self.config, self._parallel.exchange())

@@ -30,6 +30,7 @@ from llm_trainer.utils.parameters import (
     count_parameters,
     flops_per_token,
 )
+from llm_trainer.utils.row_growth import RowGrowth
 
 ASSUMED_MFU = 0.4
 """Share of the measured matmul peak that a training step is assumed to reach: compiled steps of
@@ -63,6 +64,7 @@ class Plan:
     """Rows per optimizer step over all processes."""
     steps: int
     flops_per_token: int
+    """On average over the steps, whose rows may be shorter at first."""
     memory: MemoryPlan
     """Of one process."""
     peak_flops: float | None
@@ -248,13 +250,16 @@ def training_plan(
         number("mfu", mfu, above=0, most=1),
         whole("steps", steps, 1, none=True),
     )
+    if steps is None:
+        steps = planned_steps(training, num_rows)
+    mean_length = RowGrowth.of(training, row_length, steps).mean_length(steps)
     return Plan(
         parameters=count_parameters(model),
         num_rows=num_rows,
         row_length=row_length,
         effective_batch_size=training.effective_batch_size,
-        steps=planned_steps(training, num_rows) if steps is None else steps,
-        flops_per_token=flops_per_token(model, row_length),
+        steps=steps,
+        flops_per_token=flops_per_token(model, round(mean_length)),
         memory=plan_memory(model, training, row_length, kernel=kernel, process=process),
         peak_flops=peak_flops,
         mfu=mfu,

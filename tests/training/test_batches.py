@@ -70,6 +70,44 @@ def test_document_mask_yields_segments() -> None:
     assert batch.segments[0].tolist() == [0, 0, 1, 1, 1, 1]
 
 
+class Numbered(Rows):
+    """Every token of the corpus is another number."""
+
+    def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, lengths = super().rows(indices)
+        return indices[:, None] * self.row_length + np.arange(self.row_length), lengths
+
+
+def test_pieces_of_rows_come_once_an_epoch_from_all_over() -> None:
+    rows = Numbered(20)  # 40 pieces, 20 batches of two
+    stream = BatchStream(rows, 1, seed=5, parts=lambda _number: 2)
+    batches = [stream.load(number) for number in range(40)]
+    assert all(batch.input_ids.shape == (2, 3) for batch in batches)
+    starts = [int(start) for batch in batches for start in batch.input_ids[:, 0]]
+    assert sorted(starts[:40]) == sorted(starts[40:]) == list(range(0, 120, 3))
+    assert starts[:40] != starts[40:]
+    for batch in batches:
+        assert torch.equal(batch.input_ids, batch.input_ids[:, :1] + torch.arange(3))
+        assert torch.equal(batch.labels == IGNORED, batch.input_ids >= 117), "19 is half empty"
+    together = sum({int(start) // 6 for start in batch.input_ids[:, 0]} == {0} for batch in batches)
+    assert together < 3, "the pieces of a row are apart"
+    for number in (0, 7, 31):  # what the report of a non-finite loss names
+        expected = [int(start) // 6 for start in batches[number].input_ids[:, 0]]
+        assert stream.row_indices(number).tolist() == expected
+
+
+def test_rows_may_become_longer_with_the_number_of_the_batch() -> None:
+    stream = BatchStream(
+        Numbered(12), 2, seed=1, document_mask=True, parts=lambda number: 3 if number < 4 else 1
+    )
+    whole = BatchStream(Numbered(12), 2, seed=1)
+    assert stream.load(3).input_ids.shape == (6, 2)
+    segments = stream.load(3).segments
+    assert segments is not None
+    assert torch.equal(segments > 0, stream.load(3).input_ids % 6 >= 2)
+    assert torch.equal(stream.load(4).input_ids, whole.load(4).input_ids), "the order of rows"
+
+
 class Items(torch.utils.data.Dataset[dict[str, Any]]):
     """A plain map-style data set."""
 

@@ -109,8 +109,9 @@ def merged(records: list[dict[str, Any]]) -> dict[tuple[int, str], Any]:
         {"optimizer": "adamw"},
         {"optimizer": "muon", "use_amp": True, "amp_dtype": "bfloat16"},
         {"optimizer": "sgd", "max_grad_norm": 0.0},
+        {"optimizer": "adamw", "short_rows": [4, 8], "short_rows_ratio": 0.7},
     ],
-    ids=["adamw-fp32", "muon-bf16", "sgd"],
+    ids=["adamw-fp32", "muon-bf16", "sgd", "short-rows"],
 )
 def test_a_stopped_run_ends_in_the_same_bytes(
     tmp_path: Path, tokenizer: BPETokenizer, rows: Any, changes: dict[str, Any], micro_batches: int
@@ -208,6 +209,39 @@ def test_accumulation_is_a_larger_batch(tmp_path: Path, tokenizer: BPETokenizer,
         assert a[0] == pytest.approx(b[0], abs=1e-5)
     for a, b in zip(one.model.parameters(), four.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_short_rows_first(tmp_path: Path, tokenizer: BPETokenizer, rows: Any) -> None:
+    """As many tokens a step throughout, and the loss of a step is that of its own rows."""
+    made = trainer(
+        tmp_path, tokenizer, rows, model={"dropout": 0.0, "attention_dropout": 0.0},
+        short_rows=[4, 8], short_rows_ratio=0.7, gradient_accumulation_steps=1, learning_rate=1e-9,
+    )  # fmt: skip
+    shapes: list[tuple[int, ...]] = []
+    means: list[float] = []
+    accumulate = made._accumulate
+
+    def watched(batch: Any, targets: int) -> None:
+        shapes.append(tuple(batch.input_ids.shape))
+        with torch.no_grad():
+            loss = made.model(batch.input_ids, labels=batch.labels).loss
+        assert loss is not None
+        means.append(float(loss))
+        accumulate(batch, targets)
+
+    made._accumulate = watched  # type: ignore[method-assign]
+    made.train()
+    assert shapes == [(12, 4)] * 2 + [(6, 8)] * 2 + [(3, 16)] * 2
+    assert made.state.tokens == 6 * 3 * 16
+    losses = [loss for loss, _, _ in made.state.history]
+    assert losses == pytest.approx(means, rel=1e-4)
+
+
+def test_short_rows_need_rows_that_can_be_cut(tmp_path: Path, tokenizer: BPETokenizer) -> None:
+    items = [{"input_ids": [1] * 16} for _ in range(8)]
+    made = trainer(tmp_path, tokenizer, items, short_rows=[8], eval_strategy="no")
+    with pytest.raises(TrainingError, match=r"short_rows \(\[8\]\) needs packed rows"):
+        made.train()
 
 
 def test_epochs_decide_the_steps(tmp_path: Path, tokenizer: BPETokenizer, rows: Any) -> None:

@@ -37,6 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "plain-muon": {"optimizer": "muon", "gradient_accumulation_steps": 2},
     "exact": {"optimizer": "adamw", "gradient_accumulation_steps": 2, **EXACT},
     "exact-muon": {"optimizer": "muon", "document_mask": True, **EXACT},
+    "exact-growing": {"optimizer": "muon", "short_rows": [4], "short_rows_ratio": 0.5, **EXACT},
     "exact-bf16": {"optimizer": "muon", "use_amp": True, "amp_dtype": "bfloat16", **EXACT,
                    "model": {"tie_embeddings": False, "position": "learned"}},
     "exact-sgd": {"optimizer": "sgd", "max_grad_norm": 0.0, "sample_steps": 4, **EXACT},
