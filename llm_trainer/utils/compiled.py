@@ -70,16 +70,20 @@ class CompiledStep:
 
     Args:
         model: whose step is compiled.
+        cache_dtype: type that keys and values are kept in; None for that of the embedding.
+            Attention of several rows mostly waits for them, and a compiled step widens them as it
+            reads.
 
     Raises:
         GenerationError: nothing can be compiled on this machine.
     """
 
-    def __init__(self, model: TransformerLM) -> None:
+    def __init__(self, model: TransformerLM, cache_dtype: torch.dtype | None = None) -> None:
         problem = compile_problem(model.device)
         if problem:
             raise GenerationError(f"compile_model (True): {problem}; set it to False")
         self.model = model
+        self._cache_dtype = cache_dtype or model.embedding.weight.dtype
         fast = for_compiled_steps(model) if model.device.type == "cpu" else model
 
         # a graph for each number of rows and cache length, of every engine of this process
@@ -99,16 +103,19 @@ class CompiledStep:
     def __call__(self, model: TransformerLM, max_new: int) -> Runner:
         """A runner for one batch of the model that was compiled."""
         assert model is self.model
-        return _CompiledRunner(model, max_new, self._step)
+        return _CompiledRunner(model, max_new, self._step, self._cache_dtype)
 
 
 class _CompiledRunner:
     """See `Runner` and the module."""
 
-    def __init__(self, model: TransformerLM, max_new: int, step: Step) -> None:
+    def __init__(
+        self, model: TransformerLM, max_new: int, step: Step, cache_dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.max_new = max_new
         self._step = step
+        self._cache_dtype = cache_dtype
 
     def start(self, input_ids: Tensor, attention_mask: Tensor | None, copies: int) -> Tensor:
         """See `Runner`. The prompts of beams are read `copies` times."""
@@ -119,9 +126,8 @@ class _CompiledRunner:
         length = cache_length(width + self.max_new - 1, self.model.config.max_seq_len)
         if self._windowed:
             length += WINDOW  # never all of it is spanned, which would be a graph of its own
-        weight = self.model.embedding.weight
         self.cache = StepCache(
-            self.model.config, rows, length, dtype=weight.dtype, device=weight.device
+            self.model.config, rows, length, dtype=self._cache_dtype, device=self.model.device
         )
         self.mask = None
         if attention_mask is not None:

@@ -249,6 +249,30 @@ def test_compiled_beams() -> None:
         assert torch.equal(other.ids, compiled.ids)
 
 
+@needs_compiler
+def test_a_compiled_bfloat16_engine_keeps_keys_and_values_in_it(engine: InferenceEngine) -> None:
+    """Without compiling: each step's logits are those over a plain cache of that type."""
+    ids = torch.randint(1, 300, (3, 9), generator=torch.Generator().manual_seed(0))
+    engine.optimize(compile_model=True, dtype="bfloat16")
+    model, make_runner = engine.model, engine.generator._make_runner
+    assert isinstance(make_runner, CompiledStep)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        runner = make_runner(model, 6)
+        cache = KVCache(model.config, 3, 64, dtype=torch.bfloat16)
+        exact = KVCache(model.config, 3, 64)
+        logits = runner.start(ids, None, 1)
+        expected, unrounded = (last_logits(model, ids, None, c) for c in (cache, exact))
+        for token in range(10, 15):
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+            tokens = torch.full((3,), token)
+            logits = runner.step(tokens)
+            expected, unrounded = (
+                last_logits(model, tokens[:, None], None, c) for c in (cache, exact)
+            )
+    assert (logits - unrounded).abs().max() > 1e-4, "the rounding shows"
+    torch.testing.assert_close(logits, unrounded, atol=0.1, rtol=0.1)
+
+
 def test_nothing_to_compile_with(engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
