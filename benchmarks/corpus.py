@@ -1,6 +1,7 @@
 """What all contestants get: the same text, tokenizer and rows, made once and kept.
 
-The default corpus of the pipeline (Python's standard library), 4,096 tokens, rows of 256.
+The default corpus of the pipeline (Python's standard library), 4,096 tokens, rows of 256. The
+pipeline's own recipe has its own rows, of the same text and tokens.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ class Corpus:
     validation: PackedRows
 
 
-def load_corpus() -> Corpus:
-    """The corpus, from `.cache/bench` or made."""
+def load_corpus(row_length: int = ROW_LENGTH) -> Corpus:
+    """The corpus, from `.cache/bench` or made; rows of `row_length` tokens."""
     source = SourceConfig(dataset_name="python-stdlib", dataset_config=None, validation_split=None)
     raw = prepare_raw(source, FOLDER, progress=False)
     tokenizer = prepare_tokenizer(
         raw, TokenizerConfig(vocab_size=VOCAB_SIZE), FOLDER, progress=False
     )
     train, validation = prepare_rows(
-        raw, tokenizer, PackingConfig(max_length=ROW_LENGTH), FOLDER, num_workers=2, progress=False
+        raw, tokenizer, PackingConfig(max_length=row_length), FOLDER, num_workers=2, progress=False
     )
     return Corpus(raw, tokenizer, train, validation)

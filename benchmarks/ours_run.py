@@ -28,7 +28,7 @@ def main() -> None:
     from llm_trainer.training.runs import make_trainer
     from llm_trainer.utils.evaluation import evaluate_rows
 
-    corpus = load_corpus()
+    corpus = load_corpus(args["model"]["max_seq_len"])
     with tempfile.TemporaryDirectory() as folder:
         place = {"checkpoint_dir": str(Path(folder) / "run")}
         config = TrainingConfig(**(args["training"] | place))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.contest import SETTLE, Turn
-from benchmarks.corpus import ROW_LENGTH, load_corpus
+from benchmarks.corpus import load_corpus
 from benchmarks.machine import matmul_flops
 from benchmarks.shapes import BATCH_SIZE, llama_a
 from llm_trainer.config import ModelConfig, TrainingConfig
@@ -37,9 +37,10 @@ class PacedTrainer(Trainer):
             self.turn({})
         elif done > 0 and place == 0:
             seconds = time.perf_counter() - self._started
-            speed = self.steps * self.config.effective_batch_size * ROW_LENGTH / seconds
+            row_length = self.model.config.max_seq_len
+            speed = self.steps * self.config.effective_batch_size * row_length / seconds
             peak = matmul_flops()
-            flops = flops_per_token(self.model.config, ROW_LENGTH)
+            flops = flops_per_token(self.model.config, row_length)
             self.turn(
                 {
                     "tokens_per_second": speed,
@@ -51,9 +52,9 @@ class PacedTrainer(Trainer):
 
 def run(args: dict[str, Any], turn: Turn) -> None:
     """args: steps, warmup; model and training: values that differ from shape A's."""
-    corpus = load_corpus()
     torch.manual_seed(0)
     config = ModelConfig(**(llama_a().to_dict() | args.get("model", {})))
+    corpus = load_corpus(config.max_seq_len)
     with tempfile.TemporaryDirectory() as folder:
         training = {
             "batch_size": BATCH_SIZE, "max_steps": 1_000_000, "optimizer": "adamw",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.corpus import ROW_LENGTH, VOCAB_SIZE
+from benchmarks.corpus import VOCAB_SIZE
 from pipeline.params import load_params
 
 GPT2 = {"width": 256, "heads": 4, "layers": 6}
@@ -21,7 +21,7 @@ QUICK_STEPS = 92
 def default_recipe() -> dict[str, Any]:
     """Model and training of params.yaml."""
     params = load_params()
-    model = params.model.to_dict() | {"vocab_size": VOCAB_SIZE, "max_seq_len": ROW_LENGTH}
+    model = params.model.to_dict() | {"vocab_size": VOCAB_SIZE}
     return {"model": model, "training": params.training.to_dict()}
 
 
