@@ -183,7 +183,9 @@ class _Pool:
     def _raise_dead(self, worker: _Worker, tasks: Sequence[EncodeTask]) -> NoReturn:
         worker.process.join(timeout=5)
         code = worker.process.exitcode
-        where = f"while encoding {tasks[worker.tasks[0]]}" if worker.tasks else "while it was idle"
+        where = "while it was idle" if tasks else "while it started"
+        if worker.tasks:
+            where = f"while encoding {tasks[worker.tasks[0]]}"
         if code is not None and code < 0:
             raise LLMTrainerError(
                 f"worker process {worker.process.pid} was killed by {_signal_name(-code)} {where}; "

@@ -26,8 +26,7 @@ from benchmarks.soak.trainings import (
     wait,
 )
 from llm_trainer.exceptions import LLMTrainerError, TrainingError
-from llm_trainer.training import Trainer
-from llm_trainer.training import trainer as trainer_module
+from llm_trainer.training import Trainer, resumable
 from llm_trainer.training.background_save import BackgroundSave
 from llm_trainer.training.checkpoint import list_checkpoints, read_checkpoint
 from llm_trainer.training.snapshot import Snapshot, take_snapshot, write_snapshot
@@ -60,7 +59,7 @@ def writing(action: Callable[[Snapshot], None]) -> Any:
         action(snapshot)
         return write_snapshot(directory, snapshot, *arguments)
 
-    return mock.patch.object(trainer_module, "write_snapshot", write)
+    return mock.patch.object(resumable, "write_snapshot", write)
 
 
 def names(directory: Path) -> list[str]:
@@ -115,7 +114,7 @@ def test_steps_go_on_while_the_writer_is_blocked_and_the_next_save_waits_for_it(
     after_steps(made, stepped)
     with (
         writing(blocked),
-        mock.patch.object(trainer_module, "take_snapshot", take),
+        mock.patch.object(resumable, "take_snapshot", take),
         mock.patch.object(BackgroundSave, "wait", waits),
     ):
         made.train()
@@ -186,13 +185,13 @@ def test_killed_while_the_thread_writes_the_older_one_is_whole(
 ) -> None:
     def body() -> None:
         made = world.trainer(tmp_path)
-        write = trainer_module.write_snapshot
+        write = resumable.write_snapshot
 
         def killed(directory: Path, snapshot: Snapshot, *arguments: Any) -> Path:
             with counted(number if snapshot.name == "checkpoint-4" else 0):
                 return write(directory, snapshot, *arguments)
 
-        with mock.patch.object(trainer_module, "write_snapshot", killed):
+        with mock.patch.object(resumable, "write_snapshot", killed):
             made.train()
 
     assert wait(fork(body)) == -signal.SIGKILL
