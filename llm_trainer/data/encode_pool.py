@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class _Worker:
     pipe: Connection
     tasks: deque[int] = field(default_factory=deque)
     """Numbers of the tasks it holds; it works on the first."""
+    has_arguments: bool = False
+    """Whether it was sent what all tasks need."""
 
 
 class _Pool:
@@ -109,10 +111,6 @@ class _Pool:
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
-        # Not among the arguments of the process: multiprocessing writes those to a pipe whose other
-        # end it holds itself, so where they fill it and the child dies early, it waits for ever.
-        for worker in self._workers:
-            self._send(worker, self._arguments)
 
     def stop(self) -> None:
         for worker in self._workers:
@@ -151,13 +149,13 @@ class _Pool:
     def _give(self, number: int, tasks: Sequence[EncodeTask]) -> None:
         worker = min(self._workers, key=lambda one: len(one.tasks))
         worker.tasks.append(number)
-        self._send(worker, (number, tasks[number]), tasks)
-
-    def _send(
-        self, worker: _Worker, message: tuple[Any, ...], tasks: Sequence[EncodeTask] = ()
-    ) -> None:
         try:
-            worker.pipe.send(message)
+            if not worker.has_arguments:
+                # Not given to the process itself: multiprocessing writes that to a pipe whose other
+                # end it holds, so where it is full and the child dies early, it waits for ever.
+                worker.pipe.send(self._arguments)
+                worker.has_arguments = True
+            worker.pipe.send((number, tasks[number]))
         except OSError:
             self._raise_dead(worker, tasks)
 
@@ -183,9 +181,7 @@ class _Pool:
     def _raise_dead(self, worker: _Worker, tasks: Sequence[EncodeTask]) -> NoReturn:
         worker.process.join(timeout=5)
         code = worker.process.exitcode
-        where = "while it was idle" if tasks else "while it started"
-        if worker.tasks:
-            where = f"while encoding {tasks[worker.tasks[0]]}"
+        where = f"while encoding {tasks[worker.tasks[0]]}" if worker.tasks else "while it was idle"
         if code is not None and code < 0:
             raise LLMTrainerError(
                 f"worker process {worker.process.pid} was killed by {_signal_name(-code)} {where}; "
