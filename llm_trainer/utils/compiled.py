@@ -97,7 +97,12 @@ class CompiledStep:
         # they would tell apart, two models, is told apart by the code objects.
         self._step: Step = torch.compile(
             _with_own_code(step), dynamic=False, fullgraph=True,
-            options={"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
+            options={
+                "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+                # the graph's own look at the shapes that it computed itself, at every step
+                "size_asserts": False,
+                "alignment_asserts": False,
+            },
         )  # fmt: skip
 
     def __call__(self, model: TransformerLM, max_new: int) -> Runner:

@@ -13,11 +13,9 @@ some later release, hence the fall-back.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import warnings
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +23,13 @@ from torch import Tensor, nn
 
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.half_linear import HalfLinear
+from llm_trainer.utils.packed_layers import PackedOperator
 from llm_trainer.utils.twin import twin_with
 
 logger = logging.getLogger(__name__)
 
 Int8Method = Literal["dynamic", "weight-only"]
 """dynamic: inputs are rounded too and products are integer; weight-only: weights are stored so."""
-
-
-_HANDLES = itertools.count()
-_LAYERS: WeakValueDictionary[int, QuantizedLinear] = WeakValueDictionary()
-"""Layers by number: the compiler passes numbers on, but not packed weights."""
 
 
 class QuantizedLinear(nn.Module):
@@ -56,8 +50,7 @@ class QuantizedLinear(nn.Module):
         if method == "dynamic":
             self.packed = _pack(weight, bias)
             self.packed_bias = bias
-            self._handle = next(_HANDLES)
-            _LAYERS[self._handle] = self
+            self._number = _OPERATOR.register(self, self.packed)
         else:
             codes, scale = _round(weight)
             self.register_buffer("weight", codes)
@@ -68,8 +61,7 @@ class QuantizedLinear(nn.Module):
         """(..., in_features) -> (..., out_features), in the dtype of x."""
         if self.method == "dynamic":
             if torch.compiler.is_compiling():
-                y: Tensor = _compiled_linear(x.float(), self._handle, self.out_features)
-                return y.to(x.dtype)
+                return _OPERATOR(x.float(), self._number, self.out_features).to(x.dtype)
             return multiply(x.float(), self.packed).to(x.dtype)
         y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias.to(x.dtype)
@@ -147,23 +139,7 @@ def multiply(x: Tensor, packed: Any) -> Tensor:
     return y
 
 
-def _compiled_linear(x: Tensor, handle: int, out_features: int) -> Tensor:
-    """`multiply` by a layer's number; the compiler knows the shape from `out_features`."""
-    y: Tensor = torch.ops.llm_trainer.int8_linear(x, handle, out_features)
-    return y
-
-
-# defined by hand: torch.library.custom_op costs 30 microseconds a call, as much as the product
-_LIBRARY = torch.library.Library("llm_trainer", "DEF")
-_LIBRARY.define("int8_linear(Tensor x, int handle, int out_features) -> Tensor")
-_LIBRARY.impl(
-    "int8_linear", lambda x, handle, _out_features: multiply(x, _LAYERS[handle].packed), "CPU"
-)
-_LIBRARY.impl(
-    "int8_linear",
-    lambda x, _handle, out_features: x.new_empty((*x.shape[:-1], out_features)),
-    "Meta",
-)
+_OPERATOR = PackedOperator("int8_linear", multiply)
 
 
 def _dynamic_kernels_work() -> bool:

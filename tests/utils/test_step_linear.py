@@ -7,13 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from llm_trainer.exceptions import GenerationError
+from llm_trainer.utils import half_linear
 from llm_trainer.utils.compiler import compiler_problem
 from llm_trainer.utils.half_linear import HalfLinear, halve_model
 from llm_trainer.utils.inference import InferenceEngine
+from llm_trainer.utils.packed_layers import PackedOperator
 from llm_trainer.utils.quantization import QuantizedLinear, codes_and_scale, model_bytes
 from llm_trainer.utils.step_linear import FEW_ROWS, StepLinear, for_compiled_steps
 from llm_trainer.utils.twin import twin_with
 from tests.utils.tiny_text_model import tiny_text_model, tiny_tokenizer
+
+PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def linears() -> list[nn.Linear]:
@@ -84,6 +88,34 @@ def test_bfloat16_layers_multiply_as_autocast_does() -> None:
         torch.testing.assert_close(half(x), expected, atol=0.02, rtol=0.01)
         assert half(x).dtype == torch.float32
         assert half.num_bytes == 2 * 48 * 24 + (4 * 24 if layer.bias is not None else 0)
+
+
+def test_packed_weights_give_the_bits_of_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = [HalfLinear(layer) for layer in linears()]
+    monkeypatch.setattr(half_linear, "_packing_works", lambda: False)
+    plain = [HalfLinear(layer) for layer in linears()]
+    rows = torch.randn(6, 5, 48)
+    for layer, one, other in zip(linears(), packed, plain, strict=True):
+        assert (one.packed is None, other.packed is None) == (not PACKS, True)
+        assert torch.equal(one.weight, layer.weight.bfloat16())
+        assert torch.equal(other.weight, one.weight)
+        assert one.num_bytes == other.num_bytes
+        for x in (rows, rows[:1, 0], rows[:, -1], rows.transpose(0, 1), rows[:0]):
+            assert torch.equal(one(x), other(x))
+
+
+def test_numbers_of_layers_that_are_gone_are_given_out_again() -> None:
+    operator = PackedOperator("times_for_a_test", lambda x, packed: x * packed)
+    first, second, third = (nn.Module() for _ in range(3))
+    assert operator.register(first, 2.0) == 0
+    assert operator.register(second, 3.0) == 1
+    x = torch.ones(2, 4)
+    assert torch.equal(operator(x, 1, 4), 3 * x)
+    assert operator(x.to("meta"), 1, 7).shape == (2, 7)
+    del first
+    assert operator.register(third, 5.0) == 0
+    assert torch.equal(operator(x, 0, 4), 5 * x)
+    assert torch.equal(operator(x, 1, 4), 3 * x)
 
 
 def test_an_engine_in_bfloat16() -> None:
