@@ -22,7 +22,7 @@ from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.compiler import compile_problem
-from llm_trainer.utils.step_linear import for_compiled_steps
+from llm_trainer.utils.step_linear import for_compiled_steps, own_bytes
 
 SMALLEST_CACHE = 64
 """Tokens; shorter requests use a cache of this length too."""
@@ -84,48 +84,66 @@ class CompiledStep:
             raise GenerationError(f"compile_model (True): {problem}; set it to False")
         self.model = model
         self._cache_dtype = cache_dtype or model.embedding.weight.dtype
-        fast = for_compiled_steps(model) if model.device.type == "cpu" else model
+        self._twins: dict[bool, TransformerLM] = {}
+        self._steps: dict[bool, Step] = {}
 
         # a graph for each number of rows and cache length, of every engine of this process
         dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
 
-        def step(tokens: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
-            return last_logits(fast, tokens, attention_mask, cache)
-
-        # Guards on hundreds of weights take a third of a step, and nobody changes the twin. What
-        # they would tell apart, two models, is told apart by the code objects.
-        self._step: Step = torch.compile(
-            _with_own_code(step), dynamic=False, fullgraph=True,
-            options={
-                "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
-                # the graph's own look at the shapes that it computed itself, at every step
-                "size_asserts": False,
-                "alignment_asserts": False,
-            },
-        )  # fmt: skip
-
     def __call__(self, model: TransformerLM, max_new: int) -> Runner:
         """A runner for one batch of the model that was compiled."""
         assert model is self.model
-        return _CompiledRunner(model, max_new, self._step, self._cache_dtype)
+        return _CompiledRunner(self, max_new, self._cache_dtype)
+
+    def step(self, rows: int) -> Step:
+        """The compiled step of as many rows; one row has layers of its own on a CPU."""
+        single = rows == 1
+        if single not in self._steps:
+            fast = self.model
+            if self.model.device.type == "cpu":
+                fast = self._twins[single] = for_compiled_steps(self.model, rows)
+            self._steps[single] = _compile(fast)
+        return self._steps[single]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights that steps so far keep beside those of the model."""
+        return sum(own_bytes(twin) for twin in self._twins.values())
+
+
+def _compile(model: TransformerLM) -> Step:
+    def step(tokens: Tensor, attention_mask: Tensor | None, cache: KVCache) -> Tensor:
+        return last_logits(model, tokens, attention_mask, cache)
+
+    # Guards on hundreds of weights take a third of a step, and nobody changes the twin. What
+    # they would tell apart, two models, is told apart by the code objects.
+    compiled: Step = torch.compile(
+        _with_own_code(step), dynamic=False, fullgraph=True,
+        options={
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+            # the graph's own look at the shapes that it computed itself, at every step
+            "size_asserts": False,
+            "alignment_asserts": False,
+        },
+    )  # fmt: skip
+    return compiled
 
 
 class _CompiledRunner:
     """See `Runner` and the module."""
 
-    def __init__(
-        self, model: TransformerLM, max_new: int, step: Step, cache_dtype: torch.dtype
-    ) -> None:
-        self.model = model
+    def __init__(self, compiled: CompiledStep, max_new: int, cache_dtype: torch.dtype) -> None:
+        self.model = compiled.model
         self.max_new = max_new
-        self._step = step
+        self._compiled = compiled
         self._cache_dtype = cache_dtype
 
     def start(self, input_ids: Tensor, attention_mask: Tensor | None, copies: int) -> Tensor:
         """See `Runner`. The prompts of beams are read `copies` times."""
         input_ids = input_ids.repeat_interleave(copies, dim=0)
         rows, width = input_ids.shape
+        self._step = self._compiled.step(rows)
         self._filled = width
         self._windowed = self.model.device.type == "cpu"
         length = cache_length(width + self.max_new - 1, self.model.config.max_seq_len)

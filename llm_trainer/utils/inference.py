@@ -24,7 +24,6 @@ import torch
 from llm_trainer.config.checks import flags, refuse, text, texts, whole
 from llm_trainer.config.generation import GenerationConfig
 from llm_trainer.exceptions import GenerationError
-from llm_trainer.models.runner import RunnerFactory
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from llm_trainer.utils.compiled import CompiledStep
@@ -183,7 +182,7 @@ class InferenceEngine:
             "latency_p90_ms": 1e3 * _percentile(seconds, 90),
             "latency_p99_ms": 1e3 * _percentile(seconds, 99),
             "latency_min_ms": 1e3 * min(seconds),
-            "model_mb": model_bytes(self.model) / 2**20,
+            "model_mb": self._weight_bytes() / 2**20,
             "peak_memory_mb": peak_memory_bytes(self.model.device) / 2**20,
             "num_prompts": len(prompts),
             "new_tokens": new_tokens,
@@ -202,15 +201,17 @@ class InferenceEngine:
             model = quantize_model(model)
         elif options.dtype is not None:
             model, cache_dtype = halve_model(model), torch.bfloat16
-        make_runner: RunnerFactory | None = None
-        if options.compile_model:
-            make_runner = CompiledStep(model, cache_dtype)
-        self.generator = TextGenerator(model, self.tokenizer, make_runner=make_runner)
+        self._compiled = CompiledStep(model, cache_dtype) if options.compile_model else None
+        self.generator = TextGenerator(model, self.tokenizer, make_runner=self._compiled)
         """The text generator that runs the model as optimised, for more than `infer` offers."""
         self.model = model
         """The model that is run: the one that was given, or its quantised copy."""
         self.optimizations = options
         """The options in force."""
+
+    def _weight_bytes(self) -> int:
+        """Bytes of all weights, those included that compiled steps keep for themselves."""
+        return model_bytes(self.model) + (self._compiled.num_bytes if self._compiled else 0)
 
     def _timed_run(self, prompts: Sequence[str], max_new_tokens: int) -> tuple[float, int]:
         """Seconds of one generation, and the new tokens of all prompts together."""

@@ -270,6 +270,7 @@ def test_a_compiled_bfloat16_engine_keeps_keys_and_values_in_it(engine: Inferenc
                 last_logits(model, tokens[:, None], None, c) for c in (cache, exact)
             )
     assert (logits - unrounded).abs().max() > 1e-4, "the rounding shows"
+    assert make_runner.num_bytes == 0, "several rows share the packed weights"
     torch.testing.assert_close(logits, unrounded, atol=0.1, rtol=0.1)
 
 

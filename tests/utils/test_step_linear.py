@@ -12,8 +12,13 @@ from llm_trainer.utils.compiler import compiler_problem
 from llm_trainer.utils.half_linear import HalfLinear, halve_model
 from llm_trainer.utils.inference import InferenceEngine
 from llm_trainer.utils.packed_layers import PackedOperator
-from llm_trainer.utils.quantization import QuantizedLinear, codes_and_scale, model_bytes
-from llm_trainer.utils.step_linear import FEW_ROWS, StepLinear, for_compiled_steps
+from llm_trainer.utils.quantization import (
+    QuantizedLinear,
+    codes_and_scale,
+    model_bytes,
+    quantize_model,
+)
+from llm_trainer.utils.step_linear import FEW_ROWS, StepLinear, for_compiled_steps, own_bytes
 from llm_trainer.utils.twin import twin_with
 from tests.utils.tiny_text_model import tiny_text_model, tiny_tokenizer
 
@@ -68,7 +73,7 @@ def test_codes_and_scale_are_those_that_were_packed() -> None:
 def test_a_twin_shares_its_tensors_and_leaves_the_model_alone() -> None:
     model = tiny_text_model()
     kernels = [block.attention.kernel for block in model.blocks]
-    twin = for_compiled_steps(model)
+    twin = for_compiled_steps(model, 1)
     assert [block.attention.kernel for block in model.blocks] == kernels
     assert twin.embedding.weight is model.embedding.weight
     assert twin.head.weight.data_ptr() == model.head.weight.data_ptr()
@@ -88,6 +93,17 @@ def test_bfloat16_layers_multiply_as_autocast_does() -> None:
         torch.testing.assert_close(half(x), expected, atol=0.02, rtol=0.01)
         assert half(x).dtype == torch.float32
         assert half.num_bytes == 2 * 48 * 24 + (4 * 24 if layer.bias is not None else 0)
+
+
+def test_only_a_single_row_needs_packed_weights_as_plain_numbers() -> None:
+    model = tiny_text_model()
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    for kind, bytes_each in ((lambda m: m, 0), (halve_model, 2), (quantize_model, 1)):
+        made = kind(model)
+        assert own_bytes(for_compiled_steps(made, 1)) == bytes_each * weights
+        many = for_compiled_steps(made, 2)
+        assert own_bytes(many) == 0
+        assert made is model or many.head is made.head
 
 
 def test_packed_weights_give_the_bits_of_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
