@@ -7,6 +7,9 @@ VENV ?= .venv
 # half as many again as processors: tests often wait for processes that they start
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN || echo 2); echo $$((n + n / 2)))
 
+# a test that ends its process has failed: it is not begun again in another
+XDIST = -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -31,12 +34,11 @@ repro: $(BIN)/.base ## install, run the pipeline (what is unchanged comes from t
 	@$(PY) -m pipeline.summary
 
 test: $(BIN)/.dev ## install, run all tests
-	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest $(XDIST)
 
 coverage: $(BIN)/.dev ## run all tests and list the lines and branches that none of them reaches
 	@$(PY) -m coverage erase
-	@status=0; $(PY) -m coverage run -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile \
-		--no-loadscope-reorder $(TESTS) || status=$$?; \
+	@status=0; $(PY) -m coverage run -m pytest $(XDIST) $(TESTS) || status=$$?; \
 	$(PY) -m coverage combine --quiet && $(PY) -m coverage report; exit $$status
 
 lint: $(BIN)/.dev ## ruff (rules and format) and mypy

@@ -61,10 +61,15 @@ def die_with_launcher() -> None:
         return  # of srun or mpirun, which look after their processes themselves
     if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited: deaf to its launcher
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if launcher is not None and os.getppid() != int(launcher):
         os._exit(128 + signal.SIGKILL)  # it died before the kernel was asked
+
+
+def die_with_parent() -> None:
+    """Have the kernel, if it is Linux's, kill this process when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def first_to_say(message: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,6 +18,9 @@ from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.training import distributed
 
 
+_asked = itertools.count()
+
+
 def fork_ranks(
     size: int, body: Callable[[int], object], logs: Path, *, machines: int = 1, start: int = 0
 ) -> list[int]:
@@ -27,8 +31,7 @@ def fork_ranks(
     """
     local_size = size // machines
     logs.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
 
     def ranked(rank: int) -> None:
         distributed.close()  # the parent may have been a world of one
@@ -47,6 +50,20 @@ def fork_ranks(
         fork(lambda rank=rank: ranked(rank), logs / f"rank{rank}.log")  # type: ignore[misc]
         for rank in range(start, size)
     ]
+
+
+def _free_port() -> int:
+    """A port that nothing takes before the ranks do: systems give out none so low by themselves.
+
+    Processes that ask at the same time begin to look at different places.
+    """
+    while True:
+        port = 15_000 + (101 * os.getpid() + next(_asked)) % 15_000
+        try:
+            with socket.create_server(("127.0.0.1", port)):
+                return port
+        except OSError:  # somebody has it
+            continue
 
 
 def wait_all(children: list[int], seconds: float = 120.0) -> list[int | None]:

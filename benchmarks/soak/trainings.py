@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from llm_trainer.tokenizer import BPETokenizer
 from llm_trainer.training import Trainer
 from llm_trainer.training.checkpoint import list_checkpoints, newest_checkpoint
 from llm_trainer.training.tracking.log import iter_records
+from pipeline.worker import die_with_parent
 
 FAILED = 99
 """Exit code of a child that ended with an exception; it is in the child's log."""
@@ -135,12 +136,17 @@ def watch(made: Trainer, progress: Progress) -> None:
 
 
 def fork(body: Callable[[], object], log: Path | None = None) -> int:
-    """Run `body` in a child with a process group of its own; its standard error goes to `log`."""
+    """Run `body` in a child with a process group of its own; its standard error goes to `log`.
+
+    It ends with its parent: alone, it would hold the pipes that it inherited open, and whoever
+    reads them would wait for ever.
+    """
     child = os.fork()
     if child:
         return child
     code = FAILED
     try:
+        die_with_parent()
         os.setsid()
         descriptor = os.open(
             log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
@@ -170,6 +176,25 @@ def wait(child: int, seconds: float = 120.0) -> int | None:
             os.waitpid(child, 0)
             return None
         time.sleep(0.001)
+
+
+def wait_until(
+    condition: Callable[[], object], children: Sequence[int], log: Callable[[], str] = str
+) -> None:
+    """Return once `condition` holds, which the children see to.
+
+    Raises:
+        RuntimeError: a child ended before, or a minute passed; with what `log` gives.
+    """
+    deadline = time.monotonic() + 60
+    while not condition():
+        for child in children:
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is not None and not condition():
+                raise RuntimeError(f"process {child} ended ({ended.si_status}): {log()}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nothing came in a minute: {log()}")
+        time.sleep(0.002)
 
 
 def committed(directory: Path, accumulation: int) -> int:

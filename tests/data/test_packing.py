@@ -308,12 +308,12 @@ def test_a_killed_worker_is_named_at_once(
         os.kill(victim.pid, signal.SIGKILL)
         killed.append((victim.pid, time.monotonic()))
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     with pytest.raises(LLMTrainerError, match="was killed by SIGKILL") as caught:
         pack_corpus(raw, tokenizer, PackingConfig(), tmp_path / "packed", num_workers=2)
     ended = time.monotonic()
-    thread.join()
+    thread.join(60)
     [(pid, at)] = killed
     assert f"worker process {pid} was killed by SIGKILL while encoding" in str(caught.value)
     assert "train-00000.parquet (row group" in str(caught.value)

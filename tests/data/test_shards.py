@@ -19,6 +19,7 @@ from llm_trainer.data.row_batch import RowBatch
 from llm_trainer.data.shard_file import Shard, file_sizes, id_dtype, rows_per_batch
 from llm_trainer.data.shard_writer import ShardWriter
 from llm_trainer.data.shards import PackedRows
+from pipeline.worker import die_with_parent
 from tests.data.packed_rows import write_packed
 
 REMEDY = "run `dvc repro pack_sequences`"
@@ -110,8 +111,9 @@ def test_other_processes_read_the_same_rows(original: Path, method: str) -> None
     rows = PackedRows(original, "validation")
     indices = np.arange(len(rows))[::-3]
     assert len(pickle.dumps(rows)) < 20_000, "a copy takes the manifest along, not the rows"
-    with multiprocessing.get_context(method).Pool(1) as pool:
-        ids, lengths = pool.apply(operator.methodcaller("rows", indices), (rows,))
+    with multiprocessing.get_context(method).Pool(1, die_with_parent) as pool:
+        read = operator.methodcaller("rows", indices)
+        ids, lengths = pool.apply_async(read, (rows,)).get(timeout=60)
     expected, expected_lengths = rows.rows(indices)
     assert np.array_equal(ids, expected)
     assert np.array_equal(lengths, expected_lengths)

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 
 from llm_trainer.exceptions import TokenizerError, TokenizerNotTrainedException
 from llm_trainer.tokenizer import BPETokenizer
+from pipeline.worker import die_with_parent
 from tests.hub_server import HubServer
 from tests.test_layers import ROOT
 from tests.tokenizer.texts import CORPUS, HARD, library_files, nasty
@@ -294,7 +295,7 @@ def _ids(tokenizer: BPETokenizer, text: str) -> list[int]:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_in_worker_processes(gpt4: BPETokenizer, method: str) -> None:
-    with multiprocessing.get_context(method).Pool(2) as pool:
+    with multiprocessing.get_context(method).Pool(2, die_with_parent) as pool:
         texts = HARD[:20]
         found = pool.starmap_async(_ids, [(gpt4, text) for text in texts]).get(timeout=60)
     assert found == [_ids(gpt4, text) for text in texts]

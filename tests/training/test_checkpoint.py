@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.soak.trainings import fork, wait
 from llm_trainer.config import ModelConfig
 from llm_trainer.exceptions import CheckpointError, IntegrityError, LLMTrainerError
 from llm_trainer.models import TransformerLM
@@ -148,19 +149,20 @@ def test_kill_at_every_file_operation_of_a_save(tmp_path: Path) -> None:
     state = TrainerState(step=2, micro_step=1)
     outcomes = []
     for operation in range(1, 200):
-        child = os.fork()
-        if child == 0:
+
+        def body(operation: int = operation) -> None:
             _die_at(operation)
             save_checkpoint(
                 tmp_path, model, optimizer, state, identity=IDENTITY, environment=ENVIRONMENT
             )
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
+
+        code = wait(fork(body))
         found = newest_checkpoint(tmp_path)
         assert found is not None
         outcomes.append(found.state.step)
-        if not os.WIFSIGNALED(status):
+        if code == 0:
             break
+        assert code == -signal.SIGKILL
     else:
         pytest.fail("a save has no end of operations")
     assert len(outcomes) > 15, "the kills hit nothing"
@@ -188,8 +190,8 @@ def _die_at(operation: int) -> None:
 
 def test_full_disk_keeps_the_old_one(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    child = os.fork()
-    if child == 0:
+
+    def body() -> None:
         import resource
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -198,12 +200,9 @@ def test_full_disk_keeps_the_old_one(tmp_path: Path) -> None:
             save(tmp_path, 2)
         except LLMTrainerError as error:
             told = ("checkpoint-2", "no space", "bytes needed", "bytes free")
-            os._exit(3 if all(part in str(error) for part in told) else 4)
-        except BaseException:  # noqa: BLE001 - the parent tells by the exit code
-            os._exit(5)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 3
+            raise SystemExit(3 if all(part in str(error) for part in told) else 4) from error
+
+    assert wait(fork(body)) == 3
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1"]
     found = newest_checkpoint(tmp_path)
     assert found is not None

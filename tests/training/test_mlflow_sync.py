@@ -6,6 +6,8 @@ import json
 import math
 import multiprocessing
 import sqlite3
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_trainer.exceptions import ConfigurationError, LockHeldError, TrackingError
-from llm_trainer.locks import hold_lock
 from llm_trainer.training.tracking import RunTracking, run_directory
 from llm_trainer.training.tracking.destination import resolve_destination
 from llm_trainer.training.tracking.mlflow_sync import sync_run
@@ -22,6 +23,7 @@ from tests.mlflow_store import (  # noqa: F401
     root_fixture,
     steps_of,
 )
+from tests.test_layers import ROOT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -245,22 +247,26 @@ def test_a_deleted_experiment_is_named_with_the_remedy(root: Path) -> None:
 
 def test_a_run_that_is_being_uploaded_is_left_alone(root: Path) -> None:
     tracking = open_run(root)
-    started, done = multiprocessing.Event(), multiprocessing.Event()
-    holder = multiprocessing.Process(target=hold, args=(tracking.record.lock_path, started, done))
-    holder.start()
-    try:
-        assert started.wait(30)
+    command = [sys.executable, "-c", HOLDER, str(tracking.record.lock_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
         with pytest.raises(LockHeldError, match=f"process {holder.pid}"):
             sync(root)
-    finally:
-        done.set()
-        holder.join()
+        holder.kill()
 
 
-def hold(path: Path, started: Any, done: Any) -> None:
-    with hold_lock(path, "uploading the run"):
-        started.set()
-        done.wait(60)
+HOLDER = """
+import sys
+from llm_trainer.locks import hold_lock
+with hold_lock(sys.argv[1], "uploading the run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+"""A process of its own: a fork of this one, in which MLflow has threads, may stand still for ever
+at a lock that one of them held."""
 
 
 @pytest.mark.parametrize(
@@ -313,7 +319,7 @@ def test_processes_that_race_for_a_fresh_database_all_arrive(tmp_path: Path) -> 
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join()
+        racer.join(200)
     assert [racer.exitcode for racer in racers] == [0, 0]
     found = client(tmp_path)
     identifier = found.get_experiment_by_name("tests").experiment_id

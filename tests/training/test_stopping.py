@@ -22,6 +22,7 @@ from benchmarks.soak.trainings import (
     fork,
     leftovers,
     wait,
+    wait_until,
 )
 from llm_trainer.training.checkpoint import list_checkpoints, recover_checkpoints
 from llm_trainer.training.signals import StopRequest, stop_on_signals
@@ -86,8 +87,9 @@ def test_a_signal_loses_no_micro_batch_and_workers_ignore_it(
         ),
         tmp_path / "log",
     )  # fmt: skip
-    while progress.get(Progress.DONE) < 4:
-        time.sleep(0.01)
+    wait_until(
+        lambda: progress.get(Progress.DONE) >= 4, [child], lambda: (tmp_path / "log").read_text()
+    )
     (os.killpg if to_group else os.kill)(child, number)
     assert wait(child, 20) == 128 + number, (tmp_path / "log").read_text()
     assert committed(tmp_path, ACCUMULATION) == progress.get(Progress.DONE)
@@ -104,8 +106,7 @@ def test_the_second_signal_ends_at_once_and_loses_nothing_that_was_committed(
         world.train(made, progress)
 
     child = fork(body)
-    while progress.get(Progress.COMMITTED) < 6:
-        time.sleep(0.002)
+    wait_until(lambda: progress.get(Progress.COMMITTED) >= 6, [child])
     os.killpg(child, signal.SIGINT)
     time.sleep(0.02)
     started = time.monotonic()

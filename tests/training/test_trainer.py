@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.soak.trainings import fork, wait_until
 from llm_trainer.config import ModelConfig, TrainingConfig
 from llm_trainer.data import LanguageModelingDataset
 from llm_trainer.exceptions import (
@@ -316,14 +317,15 @@ def test_a_damaged_newest_checkpoint_falls_back_but_a_named_one_is_an_error(
 
 
 def test_two_trainings_in_one_directory(tmp_path: Path, tokenizer: BPETokenizer, rows: Any) -> None:
-    child = os.fork()
-    if child == 0:
-        with hold_lock(tmp_path / "lock", "train"):
+    lock = tmp_path / "lock"
+
+    def hold() -> None:
+        with hold_lock(lock, "train"):
             signal.pause()
-        os._exit(0)
+
+    child = fork(hold)
     try:
-        while not (tmp_path / "lock").exists() or not (tmp_path / "lock").read_text():
-            pass
+        wait_until(lambda: lock.exists() and lock.read_text(), [child])
         with pytest.raises(LockHeldError, match=f"process {child}"):
             trainer(tmp_path, tokenizer, rows).train()
     finally:

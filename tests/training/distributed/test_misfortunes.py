@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak.several import fork_ranks
-from benchmarks.soak.trainings import Progress, World, wait, watch
+from benchmarks.soak.several import fork_ranks, told
+from benchmarks.soak.trainings import Progress, World, wait, wait_until, watch
 from llm_trainer.exceptions import ConfigurationError, DataError
 from llm_trainer.training import distributed, heartbeat
 from llm_trainer.training.checkpoint import list_checkpoints
@@ -47,8 +46,10 @@ class Pair:
 
     def begun(self) -> None:
         """Wait until both train."""
-        while min(progress.get(Progress.DONE) for progress in self._progress) < 4:
-            time.sleep(0.005)
+        wait_until(
+            lambda: min(progress.get(Progress.DONE) for progress in self._progress) >= 4,
+            self.ranks, lambda: told(self._logs),
+        )  # fmt: skip
 
     def log(self, rank: int) -> str:
         """What a rank had to say."""
