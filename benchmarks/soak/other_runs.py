@@ -24,7 +24,8 @@ MODEL: dict[str, Any] = {
     "dropout": 0.2, "attention_dropout": 0.2, "activation": "relu", "pre_norm": False,
     "use_learned_pos_emb": True, "gradient_checkpointing": True, "n_kv_heads": 1,
     "norm": "rmsnorm", "position": "sinusoidal", "qk_norm": True, "tie_embeddings": False,
-    "bias": False, "rope_theta": 500.0, "norm_eps": 1e-6, "init_std": 0.01, "init": "zero",
+    "bias": False, "attention_bias": False, "rope_theta": 500.0, "norm_eps": 1e-6,
+    "init_std": 0.01, "init": "zero", "previous_token_heads": 1,
 }  # fmt: skip
 TRAINING: dict[str, Any] = {
     "batch_size": 3, "learning_rate": 0.02, "weight_decay": 0.1, "num_epochs": 3, "max_steps": 26,

@@ -17,7 +17,6 @@ from llm_trainer.json_file import read_json
 from llm_trainer.models.stored_tensors import StoredTensors
 from llm_trainer.training import distributed
 
-
 _asked = itertools.count()
 
 

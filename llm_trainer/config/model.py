@@ -72,6 +72,8 @@ class ModelConfig(Config):
     """Use the token embedding as output matrix too."""
     bias: bool = True
     """Biases in linear layers and LayerNorm."""
+    attention_bias: bool | None = None
+    """Biases of the query, key, value and output projections. None means `bias`."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
@@ -81,6 +83,11 @@ class ModelConfig(Config):
     init: Literal["scaled", "zero"] = "scaled"
     """Output projections of each sub-layer: normal with deviation init_std / sqrt(2 n_layers) as in
     GPT-2, or zero, so that each block starts as the identity."""
+    previous_token_heads: int = 0
+    """Heads, in each layer of the first half, that begin by looking at one earlier token: the first
+    at the last one, the second at the last but one, and so on. Found by training itself, such heads
+    come late, and copying from the context waits for them (Olsson et al. 2022). They are initial
+    values of the biases of queries and keys, and cost nothing."""
 
     @property
     def d_head(self) -> int:
@@ -91,6 +98,11 @@ class ModelConfig(Config):
     def num_kv_heads(self) -> int:
         """Key and value heads, resolved."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def has_attention_bias(self) -> bool:
+        """Biases in attention, resolved."""
+        return self.bias if self.attention_bias is None else self.attention_bias
 
     @property
     def position_kind(self) -> Literal["rope", "learned", "sinusoidal"]:
@@ -144,8 +156,19 @@ class ModelConfig(Config):
             found.append(
                 f"use_learned_pos_emb: true contradicts position: {self.position}; set one of them"
             )
+        found += self._previous_token_problems()
         if self.rope_theta <= 0:
             found.append(f"rope_theta ({self.rope_theta}) must be above 0")
         found += within("init_std", self.init_std, 1e-6, 10.0)
         found += within("norm_eps", self.norm_eps, 1e-12, 1.0)
+        return found
+
+    def _previous_token_problems(self) -> list[str]:
+        heads = self.previous_token_heads
+        found = within("previous_token_heads", heads, 0, self.n_heads)
+        if heads and not (self.position_kind == "rope" and self.has_attention_bias):
+            found.append(
+                f"previous_token_heads ({heads}) are made of biases and rotary positions; set "
+                f"attention_bias: true and position: rope, or previous_token_heads: 0"
+            )
         return found

@@ -97,7 +97,7 @@ class GPTNeoX(Layout):
             True,
             "here the feed-forward layer comes after attention",
         )
-        foreign.flag("attention_bias", True)
+        has_attention_bias = foreign.flag("attention_bias", True)
         return {
             "vocab_size": foreign.whole("vocab_size"),
             "d_model": foreign.whole("hidden_size"),
@@ -112,6 +112,7 @@ class GPTNeoX(Layout):
             "position": "rope",
             "tie_embeddings": foreign.flag("tie_word_embeddings", False),
             "bias": True,
+            "attention_bias": None if has_attention_bias else False,
             "rope_theta": foreign.rope_theta(
                 base_key="rotary_emb_base", share_key="rotary_pct", share=0.25
             ),

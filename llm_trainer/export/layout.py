@@ -25,8 +25,9 @@ EXTRA_KEY = "llm_trainer"
 """Our entry in config.json: fields that theirs cannot say and that no result depends on."""
 EXTRA_FIELDS = frozenset({
     "dropout", "attention_dropout", "gradient_checkpointing", "init", "init_std",  # training only
+    "previous_token_heads",
     "position", "use_learned_pos_emb", "n_kv_heads",  # spelled in two ways
-    "bias",  # false where theirs has biases: they are zero
+    "bias", "attention_bias",  # false where theirs has biases: they are zero
     "rope_theta",  # where nothing is rotated
 })  # fmt: skip
 
@@ -139,6 +140,7 @@ class Layout(ABC):
             config.position_kind == plain.position_kind
             and config.num_kv_heads == plain.num_kv_heads
             and config.bias <= plain.bias
+            and config.has_attention_bias <= plain.has_attention_bias
             and (config.position_kind != "rope" or config.rope_theta == plain.rope_theta)
         )
         if not same:
@@ -162,10 +164,13 @@ class Layout(ABC):
             return Part(ours, (theirs,), our_bias=norm_bias, their_bias=biases.norm)
 
         def linear(
-            ours: str, theirs: tuple[str, ...], bias: bool, form: Form, rows: tuple[int, ...] = ()
+            ours: str, theirs: tuple[str, ...], form: Form, rows: tuple[int, ...] = ()
         ) -> Part:
             rows = rows if len(theirs) > 1 else ()
-            return Part(ours, theirs, rows, form, config.n_heads, config.bias, bias)
+            in_attention = ".attention." in ours
+            our_bias = config.has_attention_bias if in_attention else config.bias
+            their_bias = biases.attention if in_attention else biases.feed_forward
+            return Part(ours, theirs, rows, form, config.n_heads, our_bias, their_bias)
 
         yield Part("embedding", (names.embedding,))
         if config.position_kind == "learned":
@@ -176,14 +181,14 @@ class Layout(ABC):
             out, down = (their + names.out,), (their + names.down,)
             gate = (config.d_ff,) * len(up)
             yield norm(our + "attention_norm", their + names.attention_norm)
-            yield linear(our + "attention.qkv", qkv, biases.attention, self.qkv_form, rows)
+            yield linear(our + "attention.qkv", qkv, self.qkv_form, rows)
             if config.qk_norm:
                 yield Part(our + "attention.q_norm", (their + names.q_norm,))
                 yield Part(our + "attention.k_norm", (their + names.k_norm,))
-            yield linear(our + "attention.out", out, biases.attention, self.linear_form)
+            yield linear(our + "attention.out", out, self.linear_form)
             yield norm(our + "feed_forward_norm", their + names.feed_forward_norm)
-            yield linear(our + "feed_forward.up", up, biases.feed_forward, self.linear_form, gate)
-            yield linear(our + "feed_forward.down", down, biases.feed_forward, self.linear_form)
+            yield linear(our + "feed_forward.up", up, self.linear_form, gate)
+            yield linear(our + "feed_forward.down", down, self.linear_form)
         yield norm("final_norm", names.final_norm)
         if not config.tie_embeddings:
             yield Part("head", (names.head,))

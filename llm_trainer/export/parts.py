@@ -95,7 +95,8 @@ def to_ours(parts: Iterable[Part], theirs: Mapping[str, Tensor]) -> Iterator[tup
         elif any(bool(bias.count_nonzero()) for bias in biases):
             raise IntegrityError(
                 f"{part.theirs[0]}.bias is not zero, but config.json says that the model has no "
-                f"biases (llm_trainer.bias: false); remove that entry if the weights are right"
+                f"biases there (llm_trainer: bias or attention_bias is false); remove that entry "
+                f"if the weights are right"
             )
 
 

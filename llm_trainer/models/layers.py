@@ -42,12 +42,16 @@ def without_values() -> bool:
     return torch.get_default_device().type == "meta"
 
 
+def rope_frequencies(d_head: int, theta: float) -> Tensor:
+    """Radians from one token to the next of each pair of features, (d_head / 2,), falling."""
+    return theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+
+
 def rope_tables(length: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (length, d_head / 2), float32."""
     if without_values():
         return torch.empty(length, d_head // 2), torch.empty(length, d_head // 2)
-    frequency = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
-    angle = torch.arange(length, dtype=torch.float32)[:, None] * frequency
+    angle = torch.arange(length, dtype=torch.float32)[:, None] * rope_frequencies(d_head, theta)
     return angle.cos(), angle.sin()
 
 

@@ -116,7 +116,8 @@ class TransformerLM(nn.Module):
         """Draw fresh weights, in the fixed order of the modules.
 
         Matrices and embeddings are normal with deviation `init_std`; the output projections of the
-        sub-layers are scaled by 1 / sqrt(2 n_layers) (GPT-2) or zero; vectors are ones and zeros.
+        sub-layers are scaled by 1 / sqrt(2 n_layers) (GPT-2) or zero; vectors are ones and zeros,
+        but for `previous_token_heads`.
         """
         refuse(ConfigurationError, instance("generator", generator, torch.Generator, none=True))
         std = self.config.init_std
@@ -132,6 +133,12 @@ class TransformerLM(nn.Module):
                         parameter.zero_()
                 else:
                     parameter.normal_(0.0, std, generator=generator)
+        for layer in range(
+            (self.config.n_layers + 1) // 2 if self.config.previous_token_heads else 0
+        ):
+            attention = self.blocks[layer].attention
+            assert isinstance(attention, Attention)
+            attention.look_back(self.config.previous_token_heads, self.config.rope_theta)
 
     # ------------------------------------------------------------------ forward
 

@@ -50,10 +50,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     refuse(ConfigurationError, instance("config", config, ModelConfig))
     d_model, d_ff, layers = config.d_model, config.d_ff, config.n_layers
     d_kv = config.num_kv_heads * config.d_head
-    bias = int(config.bias)
+    bias, attention_bias = int(config.bias), int(config.has_attention_bias)
 
     attention_weights = 2 * d_model * d_model + 2 * d_model * d_kv  # query, output; key, value
-    attention_biases = bias * (2 * d_model + 2 * d_kv)
+    attention_biases = attention_bias * (2 * d_model + 2 * d_kv)
     num_inner = 2 if config.gated else 1  # up, and gate
     mlp_weights = (num_inner + 1) * d_model * d_ff
     mlp_biases = bias * (num_inner * d_ff + d_model)

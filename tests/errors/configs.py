@@ -53,7 +53,7 @@ OWN: dict[type, dict[str, Kind]] = {
         "n_kv_heads": (*maybe(COUNT), 5),
         "dropout": (*NUMBER, -0.1, 1.0), "attention_dropout": (*NUMBER, -0.1, 1.0),
         "rope_theta": (*NUMBER, 0.0, -1.0), "norm_eps": (*NUMBER, 0.0, 2.0),
-        "init_std": (*NUMBER, 0.0, -1.0),
+        "init_std": (*NUMBER, 0.0, -1.0), "previous_token_heads": (*WHOLE, -1, 13),
     },
     TrainingConfig: {
         **dict.fromkeys(

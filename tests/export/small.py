@@ -17,7 +17,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied-gqa": ("LlamaForCausalLM", {"tie_embeddings": True, "n_kv_heads": 2}),
     "llama-bias-geglu": ("LlamaForCausalLM", {"bias": True, "activation": "geglu"}),
     "llama-theta": ("LlamaForCausalLM", {"rope_theta": 500.0, "norm_eps": 0.01, "n_kv_heads": 1}),
+    "llama-feed-forward-bias": ("LlamaForCausalLM", {"bias": True, "attention_bias": False}),
     "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
+    "qwen3-bias": (
+        "Qwen3ForCausalLM",
+        {"qk_norm": True, "attention_bias": True, "previous_token_heads": 2},
+    ),
     "qwen3-tied-gqa": (
         "Qwen3ForCausalLM",
         {"qk_norm": True, "tie_embeddings": True, "n_kv_heads": 2, "activation": "geglu"},
@@ -27,6 +32,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox-tied-no-bias": (
         "GPTNeoXForCausalLM",
         GPT | {"bias": False, "tie_embeddings": True, "activation": "relu2"},
+    ),
+    "gpt-neox-attention-bias": (
+        "GPTNeoXForCausalLM",
+        GPT | {"bias": False, "attention_bias": True, "activation": "silu"},
     ),
     "gpt2": ("GPT2LMHeadModel", GPT | {"use_learned_pos_emb": True, "tie_embeddings": True}),
     "gpt2-untied-no-bias": (

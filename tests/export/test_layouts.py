@@ -109,7 +109,8 @@ FAMILIES: list[dict[str, list[Any]]] = [
 ANYTHING: dict[str, list[Any]] = {
     "vocab_size": [1, 2, 40], "d_model": [4, 8, 12], "n_heads": [1, 2], "n_layers": [1, 2],
     "d_ff": [1, 6], "max_seq_len": [2, 9], "dropout": [0.0, 0.25], "attention_dropout": [0.0, 0.5],
-    "tie_embeddings": [True, False], "bias": [True, False], "rope_theta": [1e4, 17.5],
+    "tie_embeddings": [True, False], "bias": [True, False],
+    "attention_bias": [None, True, False], "rope_theta": [1e4, 17.5],
     "norm_eps": [1e-5, 0.03], "init_std": [0.3, 2.0],
 }  # fmt: skip
 SPOILERS: list[dict[str, Any]] = [

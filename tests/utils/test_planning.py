@@ -45,6 +45,7 @@ def build_on_meta(config: ModelConfig) -> TransformerLM:
 
 SWITCHES = {
     "bias": [True, False],
+    "attention_bias": [None, True, False],
     "activation": ["gelu", "swiglu", "relu2"],
     "n_kv_heads": [None, 2, 1],
     "qk_norm": [True, False],
