@@ -26,6 +26,7 @@ MODEL: dict[str, Any] = {
     "norm": "rmsnorm", "position": "sinusoidal", "qk_norm": True, "tie_embeddings": False,
     "bias": False, "attention_bias": False, "rope_theta": 500.0, "norm_eps": 1e-6,
     "init_std": 0.01, "init": "zero", "previous_token_heads": 1,
+    "induction_head": True,
 }  # fmt: skip
 TRAINING: dict[str, Any] = {
     "batch_size": 3, "learning_rate": 0.02, "weight_decay": 0.1, "num_epochs": 3, "max_steps": 26,

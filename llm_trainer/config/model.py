@@ -88,6 +88,10 @@ class ModelConfig(Config):
     at the last one, the second at the last but one, and so on. Found by training itself, such heads
     come late, and copying from the context waits for them (Olsson et al. 2022). They are initial
     values of the biases of queries and keys, and cost nothing."""
+    induction_head: bool = False
+    """Whether a head of the second half begins by looking where the current token stood before, and
+    predicting what followed it there; it needs `previous_token_heads`. Initial values again, of
+    which the output matrix is one: it begins as a copy of the embedding, with features moved."""
 
     @property
     def d_head(self) -> int:
@@ -156,19 +160,25 @@ class ModelConfig(Config):
             found.append(
                 f"use_learned_pos_emb: true contradicts position: {self.position}; set one of them"
             )
-        found += self._previous_token_problems()
+        found += self._initial_head_problems()
         if self.rope_theta <= 0:
             found.append(f"rope_theta ({self.rope_theta}) must be above 0")
         found += within("init_std", self.init_std, 1e-6, 10.0)
         found += within("norm_eps", self.norm_eps, 1e-12, 1.0)
         return found
 
-    def _previous_token_problems(self) -> list[str]:
+    def _initial_head_problems(self) -> list[str]:
         heads = self.previous_token_heads
         found = within("previous_token_heads", heads, 0, self.n_heads)
         if heads and not (self.position_kind == "rope" and self.has_attention_bias):
             found.append(
                 f"previous_token_heads ({heads}) are made of biases and rotary positions; set "
                 f"attention_bias: true and position: rope, or previous_token_heads: 0"
+            )
+        if self.induction_head and not (heads and self.n_layers > 1 and self.d_model > 2):
+            found.append(
+                f"induction_head: true needs a head of an earlier layer that looks one token back; "
+                f"set previous_token_heads ({heads}) to 1 or more and n_layers ({self.n_layers}) "
+                f"to 2 or more, or induction_head: false"
             )
         return found

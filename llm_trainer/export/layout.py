@@ -25,7 +25,7 @@ EXTRA_KEY = "llm_trainer"
 """Our entry in config.json: fields that theirs cannot say and that no result depends on."""
 EXTRA_FIELDS = frozenset({
     "dropout", "attention_dropout", "gradient_checkpointing", "init", "init_std",  # training only
-    "previous_token_heads",
+    "previous_token_heads", "induction_head",
     "position", "use_learned_pos_emb", "n_kv_heads",  # spelled in two ways
     "bias", "attention_bias",  # false where theirs has biases: they are zero
     "rope_theta",  # where nothing is rotated
@@ -164,14 +164,14 @@ class Layout(ABC):
             return Part(ours, (theirs,), our_bias=norm_bias, their_bias=biases.norm)
 
         def linear(
-            ours: str, theirs: tuple[str, ...], form: Form, rows: tuple[int, ...] = ()
-        ) -> Part:
+            ours: str, theirs: tuple[str, ...], form: Form, rows: tuple[int, ...],
+            our_bias: bool, their_bias: bool,
+        ) -> Part:  # fmt: skip
             rows = rows if len(theirs) > 1 else ()
-            in_attention = ".attention." in ours
-            our_bias = config.has_attention_bias if in_attention else config.bias
-            their_bias = biases.attention if in_attention else biases.feed_forward
             return Part(ours, theirs, rows, form, config.n_heads, our_bias, their_bias)
 
+        in_attention = config.has_attention_bias, biases.attention
+        in_feed_forward = config.bias, biases.feed_forward
         yield Part("embedding", (names.embedding,))
         if config.position_kind == "learned":
             yield Part("position_embedding", (names.position,))
@@ -181,14 +181,14 @@ class Layout(ABC):
             out, down = (their + names.out,), (their + names.down,)
             gate = (config.d_ff,) * len(up)
             yield norm(our + "attention_norm", their + names.attention_norm)
-            yield linear(our + "attention.qkv", qkv, self.qkv_form, rows)
+            yield linear(our + "attention.qkv", qkv, self.qkv_form, rows, *in_attention)
             if config.qk_norm:
                 yield Part(our + "attention.q_norm", (their + names.q_norm,))
                 yield Part(our + "attention.k_norm", (their + names.k_norm,))
-            yield linear(our + "attention.out", out, self.linear_form)
+            yield linear(our + "attention.out", out, self.linear_form, (), *in_attention)
             yield norm(our + "feed_forward_norm", their + names.feed_forward_norm)
-            yield linear(our + "feed_forward.up", up, self.linear_form, gate)
-            yield linear(our + "feed_forward.down", down, self.linear_form)
+            yield linear(our + "feed_forward.up", up, self.linear_form, gate, *in_feed_forward)
+            yield linear(our + "feed_forward.down", down, self.linear_form, (), *in_feed_forward)
         yield norm("final_norm", names.final_norm)
         if not config.tie_embeddings:
             yield Part("head", (names.head,))

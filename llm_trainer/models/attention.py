@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from llm_trainer.config.model import ModelConfig
 from llm_trainer.models.cache import KVCache
-from llm_trainer.models.layers import RMSNorm, apply_rope, rope_frequencies, rope_tables
+from llm_trainer.models.layers import RMSNorm, apply_rope
 
 AttentionKernel = Literal["sdpa", "masked"]
 QUERY_BLOCK = 256
 """Queries at a time in causal `masked` attention: rows of 1,024 are spared 3/8 of the products.
 Smaller blocks spare more, and cost more to compile than a run of minutes gets back."""
-NEIGHBOUR_ANGLE = 0.4
-"""Radians from one token to the next from which on a rotary frequency tells neighbours apart."""
 
 
 class Attention(nn.Module):
@@ -52,28 +50,6 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.q_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.d_head, config.norm_eps) if config.qk_norm else None
-
-    @torch.no_grad()
-    def look_back(self, heads: int, rope_theta: float) -> None:
-        """Set biases such that the first heads look one, two, ... tokens back, as far as `heads`.
-
-        All keys get the same vector u, and the queries of head n get u rotated n + 1 tokens back: a
-        rotary position further on, the two agree with a key n + 1 tokens before, and score
-        sqrt(d_head) there. u has the fastest frequencies alone, which tell neighbours apart.
-        """
-        assert self.qkv.bias is not None
-        fast = int((rope_frequencies(self.d_head, rope_theta) >= NEIGHBOUR_ANGLE).sum())
-        vector = torch.zeros(self.d_head)
-        vector[: max(1, fast)] = 1.0
-        vector *= self.d_head**0.5 / vector.norm()
-        queries, keys, _ = self.qkv.bias.view(-1, self.d_head).split(
-            [self.n_heads, self.n_kv_heads, self.n_kv_heads]
-        )
-        cos, sin = rope_tables(heads + 1, self.d_head, rope_theta)
-        for head in range(heads):
-            back = apply_rope(vector[None, None, None], cos[head + 1], -sin[head + 1])
-            queries[head] = back.flatten()
-            keys[head * self.n_kv_heads // self.n_heads] = vector
 
     def forward(
         self,

@@ -23,6 +23,7 @@ from llm_trainer.models.attention import Attention, AttentionKernel
 from llm_trainer.models.cache import KVCache
 from llm_trainer.models.checks import IGNORED as IGNORED
 from llm_trainer.models.checks import check_forward, usable_device
+from llm_trainer.models.initial_heads import copy_what_followed, look_back
 from llm_trainer.models.layers import FeedForward, make_norm, rope_tables, sinusoidal_table
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ class TransformerLM(nn.Module):
         """Draw fresh weights, in the fixed order of the modules.
 
         Matrices and embeddings are normal with deviation `init_std`; the output projections of the
-        sub-layers are scaled by 1 / sqrt(2 n_layers) (GPT-2) or zero; vectors are ones and zeros,
-        but for `previous_token_heads`.
+        sub-layers are scaled by 1 / sqrt(2 n_layers) (GPT-2) or zero; vectors are ones and zeros.
+        `previous_token_heads` and `induction_head` then set some of them; see `initial_heads`.
         """
         refuse(ConfigurationError, instance("generator", generator, torch.Generator, none=True))
         std = self.config.init_std
@@ -133,12 +134,20 @@ class TransformerLM(nn.Module):
                         parameter.zero_()
                 else:
                     parameter.normal_(0.0, std, generator=generator)
-        for layer in range(
-            (self.config.n_layers + 1) // 2 if self.config.previous_token_heads else 0
-        ):
-            attention = self.blocks[layer].attention
-            assert isinstance(attention, Attention)
-            attention.look_back(self.config.previous_token_heads, self.config.rope_theta)
+        self._initialize_heads()
+
+    def _initialize_heads(self) -> None:
+        """Give the heads their work that the configuration wants to begin with some."""
+        attentions = [module for module in self.modules() if isinstance(module, Attention)]
+        half = (len(attentions) + 1) // 2
+        if self.config.previous_token_heads:
+            for attention in attentions[:half]:
+                look_back(attention, self.config.previous_token_heads, self.config.rope_theta)
+        if self.config.induction_head:
+            copy_what_followed(
+                attentions[0], attentions[half], self.embedding.weight, self.head.weight,
+                self.config,
+            )  # fmt: skip
 
     # ------------------------------------------------------------------ forward
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llm_trainer.config.checks import shown
+from llm_trainer.config.model import ModelConfig
+from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import CheckpointError, IntegrityError
 from llm_trainer.json_file import read_json
 from llm_trainer.manifests import read_manifest, verify_manifest
@@ -48,6 +50,11 @@ ALLOWED_CHANGES = frozenset({
     "sample_prompts", "sample_tokens", "dataloader_num_workers", "max_steps", "num_epochs",
 })  # fmt: skip
 """Training fields that a resumed run may change: none alters a step that is already done."""
+_DEFAULTS = {
+    section: {field.name: field.default for field in fields(config)}
+    for section, config in (("model", ModelConfig), ("training", TrainingConfig))
+}
+"""Section of an identity -> field -> default."""
 
 
 @dataclass
@@ -211,8 +218,9 @@ def check_identity(
 ) -> None:
     """Refuse to continue another run: every differing field is named, old -> new.
 
-    Fields in ALLOWED_CHANGES may differ. With `allow_changes` all may, with one warning, as long
-    as the model keeps its shape.
+    Fields in ALLOWED_CHANGES may differ. A field that is younger than the checkpoint counts there
+    as its default, which is what was before. With `allow_changes` all may differ, with one warning,
+    as long as the model keeps its shape.
 
     Raises:
         CheckpointError: something else differs.
@@ -221,6 +229,7 @@ def check_identity(
     for section in sorted(set(checkpoint.identity) | set(identity)):
         old, new = checkpoint.identity.get(section), identity.get(section)
         if isinstance(old, dict) and isinstance(new, dict):
+            old = {key: _DEFAULTS[section][key] for key in new if key in _DEFAULTS[section]} | old
             for key in sorted(set(old) | set(new)):
                 allowed = section == "training" and key in ALLOWED_CHANGES
                 if old.get(key) != new.get(key) and not allowed:

@@ -74,14 +74,11 @@ def run_identity(
 ) -> dict[str, Any]:
     """What makes a run itself: two runs with equal identities have equal results.
 
-    How many processes share the micro-batches of a step is no part of it. What is newer than a
-    checkpoint may be is named only if it is on.
+    How many processes share the micro-batches of a step is no part of it.
     """
     training = config.to_dict()
     for name in ("parallel", "hybrid_shard", "activation_checkpointing"):
         del training[name]
-    if not config.deterministic_reduction:
-        del training["deterministic_reduction"]
     training["gradient_accumulation_steps"] = config.micro_batches_per_step
     training |= {"world_size": 1, "local_rank": -1}
     return {"model": model, "training": training, "data": data, "tokenizer": tokenizer}

@@ -185,12 +185,12 @@ def _kept_bytes(job: Job, element: int) -> float:
     """Bytes that one block keeps for the backward pass; without what fusion removes."""
     kernel = "sdpa" if job.flash else "masked"
     plain = replace(job.model, gradient_checkpointing=False)
-    two, one = (
+    more, less = (
         activation_bytes(replace(plain, n_layers=n), job.micro_tokens, job.row_length, element,
                          kernel)
-        for n in (2, 1)
+        for n in (3, 2)
     )  # fmt: skip
-    return (two - one) * (FUSED_SHARE if job.fused else 1.0)
+    return (more - less) * (FUSED_SHARE if job.fused else 1.0)
 
 
 def outer_seconds(job: Job, chip: Accelerator) -> tuple[float, float]:

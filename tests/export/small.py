@@ -21,7 +21,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True}),
     "qwen3-bias": (
         "Qwen3ForCausalLM",
-        {"qk_norm": True, "attention_bias": True, "previous_token_heads": 2},
+        {
+            "qk_norm": True,
+            "attention_bias": True,
+            "previous_token_heads": 2,
+            "induction_head": True,
+        },
     ),
     "qwen3-tied-gqa": (
         "Qwen3ForCausalLM",

@@ -172,67 +172,6 @@ def test_too_long_a_row_is_refused(model: TransformerLM) -> None:
         model(torch.zeros(1, 33, dtype=torch.long))
 
 
-# --------------------------------------------------------------------------- previous token heads
-
-
-def attention_weights(model: TransformerLM, ids: Tensor, layer: int) -> Tensor:
-    """Weights of one layer, (batch, heads, time, keys), from queries and keys written out here."""
-    seen: list[Tensor] = []
-    attention = model.blocks[layer].attention
-    handle = attention.qkv.register_forward_hook(lambda *call: seen.append(call[2]))
-    model(ids)
-    handle.remove()
-    config = model.config
-    blocks = seen[0].unflatten(-1, (-1, config.d_head)).transpose(1, 2)
-    q, k = blocks[:, : config.n_heads], blocks[:, config.n_heads :][:, : config.num_kv_heads]
-    if config.qk_norm:
-        q, k = attention.q_norm(q), attention.k_norm(k)
-    k = k.repeat_interleave(config.n_heads // config.num_kv_heads, dim=1)
-    half = config.d_head // 2
-    angle = torch.arange(ids.shape[1])[:, None] * config.rope_theta ** (-torch.arange(half) / half)
-    turn = torch.polar(torch.ones_like(angle), angle)
-    q, k = (torch.complex(x[..., :half], x[..., half:]) * turn for x in (q, k))
-    scores = (q[..., :, None, :] * k[..., None, :, :].conj()).real.sum(-1) * config.d_head**-0.5
-    hidden = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill(hidden, -math.inf).softmax(-1)
-
-
-@pytest.mark.parametrize("changes", [{}, {"n_kv_heads": 2}, {"qk_norm": False}, {"d_model": 128}])
-def test_heads_that_begin_by_looking_back(changes: dict[str, Any]) -> None:
-    """Head n of the first half of the layers looks at the token n + 1 before; no other does."""
-    values = {
-        **SHAPES["qwen3"], "d_model": 256, "n_layers": 3, "n_kv_heads": None, "init_std": 0.02,
-        "attention_bias": True, "init": "zero", **changes,
-    }  # fmt: skip
-    made = tiny(**values, previous_token_heads=3)
-    ids = torch.randint(0, 50, (4, 32), generator=torch.Generator().manual_seed(2))
-    for layer in range(3):
-        weights = attention_weights(made, ids, layer)
-        torch.testing.assert_close(weights.sum(-1), torch.ones(4, 4, 32))
-        for head in range(3):
-            there = weights[:, head].diagonal(-head - 1, 1, 2)  # the weight that is meant
-            if layer < 2:
-                assert torch.equal(weights[:, head].argmax(-1)[:, head + 1 :],
-                                   torch.arange(32 - head - 1).expand(4, -1))  # fmt: skip
-                assert there.mean() > 0.4
-            else:
-                assert there.mean() < 0.2
-    plain = tiny(**values)
-    for name, parameter in made.named_parameters():
-        same = torch.equal(parameter, dict(plain.named_parameters())[name])
-        assert same != (name in ("blocks.0.attention.qkv.bias", "blocks.1.attention.qkv.bias"))
-
-
-@pytest.mark.parametrize(
-    "changes", [{"attention_bias": False}, {"bias": False}, {"position": "learned"}]
-)
-def test_heads_that_look_back_need_biases_and_rotary_positions(changes: dict[str, Any]) -> None:
-    with pytest.raises(ModelConfigurationError, match=r"previous_token_heads \(1\) are made of"):
-        tiny(previous_token_heads=1, **changes)
-    with pytest.raises(ModelConfigurationError, match=r"previous_token_heads \(5\) must be from 0"):
-        tiny(previous_token_heads=5)
-
-
 # --------------------------------------------------------------------------- Hugging Face
 
 pytest.importorskip("transformers")

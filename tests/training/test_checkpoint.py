@@ -130,6 +130,16 @@ def test_another_run_is_refused_field_by_field(tmp_path: Path) -> None:
     check_identity(found, IDENTITY, allow_changes=False)
 
 
+def test_a_field_younger_than_the_checkpoint_was_at_its_default(tmp_path: Path) -> None:
+    found = read_checkpoint(save(tmp_path, 1))
+    younger = IDENTITY | {"model": {"d_model": 16, "previous_token_heads": 0, "rope_theta": 1e4}}
+    check_identity(found, younger, allow_changes=False)
+    younger["model"] = {"d_model": 16, "previous_token_heads": 2}
+    with pytest.raises(CheckpointError, match=r"previous_token_heads: 0 -> 2\)") as error:
+        check_identity(found, younger, allow_changes=False)
+    assert "d_model" not in str(error.value)
+
+
 def test_another_environment_warns_or_refuses(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -85,6 +85,14 @@ def test_products_are_those_that_torch_counts(changes, monkeypatch):
     assert step.attention * 1e12 == pytest.approx(by_part[torch.ops.aten.bmm])
 
 
+@pytest.mark.parametrize("layers", [2, 5])
+def test_how_a_model_begins_does_not_change_its_time(layers):
+    plain = tiny(n_layers=layers)
+    begun = replace(plain, position="rope", previous_token_heads=1, induction_head=True)
+    times = [step_time(Job(config, 4, 32), cluster()) for config in (plain, begun)]
+    assert times[0] == times[1]
+
+
 def test_recomputing_is_a_third_of_the_blocks():
     job = Job(tiny(), 4, 32)
     plain, again = (step_time(replace(job, recompute=r), cluster()) for r in (False, True))
