@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import harmonic_mean
+from statistics import median as middle
 from typing import Any
 
 from benchmarks.contest import Figures, hold, median
@@ -192,18 +193,23 @@ def overhead(report: Report, rounds: int = 7) -> tuple[Ratios, Any]:
     }, seconds
 
 
-def tracking(report: Report, rounds: int = 16) -> tuple[Ratios, Any]:
+TRACKING_STEPS = 20
+"""Steps of a turn, two seconds: the machine drifts within a minute by more than is measured."""
+TRACKING_BLOCK = 10
+"""Turns whose times are added up, so that each block has a checkpoint."""
+
+
+def tracking(report: Report, blocks: int = 8) -> tuple[Ratios, Any]:
     """The default model, with all trackers and checkpoints and without, as long as a default run.
 
-    Turns are short, since the machine's speed drifts within a minute by more than what is measured;
-    and their times are added up, since a checkpoint falls into every second one.
+    The median over blocks of turns, so that a moment in which the machine was busy does not count.
     """
     from benchmarks.recipes import default_recipe
 
     recipe = default_recipe()
     keys = ("batch_size", "optimizer", "learning_rate")
     pace = {
-        "steps": 100, "warmup": 10, "model": recipe["model"],
+        "steps": TRACKING_STEPS, "warmup": 10, "model": recipe["model"],
         "training": {key: recipe["training"][key] for key in keys},
     }  # fmt: skip
     everything = {
@@ -219,14 +225,23 @@ def tracking(report: Report, rounds: int = 16) -> tuple[Ratios, Any]:
                 {**pace, "training": {**pace["training"], "logging_steps": 1_000_000}},
             ),
         },
-        rounds, report,
+        blocks * TRACKING_BLOCK, report,
     )  # fmt: skip
-    speed = {
-        name: harmonic_mean(piece["tokens_per_second"] for piece in pieces[1:])
+    speeds = {
+        name: [
+            harmonic_mean(
+                piece["tokens_per_second"] for piece in pieces[start : start + TRACKING_BLOCK]
+            )
+            for start in range(1, len(pieces), TRACKING_BLOCK)
+        ]
         for name, pieces in figures.items()
     }
-    return {"tracking_overhead": speed["without"] / speed["with"] - 1.0}, {
-        "tokens_per_second": speed, "rounds": figures,
+    overheads = [
+        without / with_all - 1.0
+        for without, with_all in zip(speeds["without"], speeds["with"], strict=True)
+    ]
+    return {"tracking_overhead": middle(overheads)}, {
+        "overhead_of_blocks": overheads, "tokens_per_second_of_blocks": speeds,
     }  # fmt: skip
 
 
