@@ -1,4 +1,4 @@
-"""Stage benchmark: how fast the model trains and generates on this machine, and what it weighs.
+"""Stage `benchmark`: how fast the model trains and generates on this machine, and what it weighs.
 
 The figures are the machine's as much as the model's, so the machine is among them: a stage that
 comes from the cache replays the figures of the machine that it ran on. `data/packed` is read for
@@ -15,7 +15,7 @@ from typing import Any
 from llm_trainer.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import BENCHMARK_METRICS, MODEL, PACKED, TOKENIZER
-from pipeline.stage import main_checkout, run_stage
+from pipeline.stage import main_checkout, stage_program
 
 
 def main() -> None:
@@ -136,4 +136,4 @@ def summary(metrics: dict[str, Any], ways: list[Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run_stage("benchmark", main)
+    stage_program("benchmark", main, __doc__)

@@ -1,4 +1,4 @@
-"""Stage download: the corpus as documents in Parquet, split into train and validation."""
+"""Stage `download`: the corpus as documents in Parquet, split into train and validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_trainer.data.raw import build_raw
 from llm_trainer.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import DOWNLOAD_METRICS, RAW
-from pipeline.stage import run_stage
+from pipeline.stage import stage_program
 
 
 def main() -> None:
@@ -67,4 +67,4 @@ def _committed_metrics() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_stage("download", main)
+    stage_program("download", main, __doc__)

@@ -1,4 +1,4 @@
-"""Stage evaluate: how well the model predicts the validation text, how it writes, and whether the
+"""Stage `evaluate`: how well the model predicts the validation text, how it writes, and whether the
 validation text was in the training text.
 
 `data/raw` is read for the leak report and for the names of the documents.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llm_trainer.files import atomic_directory, write_json, write_text
 from pipeline.params import load_params
 from pipeline.paths import EVALUATE_METRICS, MODEL, PACKED, RAW, SAMPLES, TOKENIZER
-from pipeline.stage import main_checkout, run_stage
+from pipeline.stage import main_checkout, stage_program
 
 if TYPE_CHECKING:
     from llm_trainer.utils.evaluation import Evaluation
@@ -155,4 +155,4 @@ def summary(result: Evaluation, leaks: LeakReport) -> str:
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", main)
+    stage_program("evaluate", main, __doc__)

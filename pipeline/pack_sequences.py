@@ -1,4 +1,4 @@
-"""Stage pack_sequences: documents into rows of token ids, in Arrow shards."""
+"""Stage `pack_sequences`: documents into rows of token ids, in Arrow shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llm_trainer.files import write_json
 from llm_trainer.tokenizer.bpe import BPETokenizer
 from pipeline.params import load_params
 from pipeline.paths import PACKED, PACKING_METRICS, RAW, TOKENIZER
-from pipeline.stage import run_stage
+from pipeline.stage import stage_program
 
 
 def main() -> None:
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage("pack_sequences", main)
+    stage_program("pack_sequences", main, __doc__)

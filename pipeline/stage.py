@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -63,6 +64,22 @@ def run_stage(name: str, main: Callable[[], None]) -> None:
         if is_main():
             print(f"{name}: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def stage_program(name: str, main: Callable[[], None], about: str | None) -> None:
+    """`run_stage` as a program: all settings are in params.yaml, so `--help` is the only option.
+
+    Anything else on the command line is refused with exit code 2 before the stage begins.
+    """
+    assert about is not None
+    argparse.ArgumentParser(
+        prog=f"python -m pipeline.{name}",
+        description=about,
+        epilog="Settings: params.yaml. `dvc repro` runs this stage, and those before it, if "
+        "something changed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    run_stage(name, main)
 
 
 def _say(name: str, message: str) -> None:

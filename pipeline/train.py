@@ -21,7 +21,7 @@ from pipeline.gc import collect
 from pipeline.launch import TRAIN, launch, wants_launch
 from pipeline.params import load_params
 from pipeline.paths import LOSS_PICTURE, MODEL, PACKED, RAW, TOKENIZER, TRAIN_CURVE, TRAIN_METRICS
-from pipeline.stage import main_checkout, run_stage
+from pipeline.stage import main_checkout, stage_program
 from pipeline.worker import described, set_threads
 
 if TYPE_CHECKING:
@@ -152,4 +152,4 @@ def train_metrics(
 
 
 if __name__ == "__main__":
-    run_stage("train", main)
+    stage_program("train", main, __doc__)

@@ -1,4 +1,4 @@
-"""Stage train_tokenizer: the byte-level BPE vocabulary of the training documents."""
+"""Stage `train_tokenizer`: the byte-level BPE vocabulary of the training documents."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from llm_trainer.data.vocabulary import build_tokenizer
 from llm_trainer.files import write_json
 from pipeline.params import load_params
 from pipeline.paths import RAW, TOKENIZER, TOKENIZER_METRICS
-from pipeline.stage import run_stage
+from pipeline.stage import stage_program
 
 
 def main() -> None:
@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage("train_tokenizer", main)
+    stage_program("train_tokenizer", main, __doc__)
