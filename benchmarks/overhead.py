@@ -79,7 +79,11 @@ def _make_project(folder: Path) -> None:
 
 
 def _run(command: list[str], folder: Path) -> float:
-    """Run to the end; seconds. `dvc` and `python` are those of this environment."""
+    """Run to the end; seconds. `dvc` and `python` are those of this environment.
+
+    Python keeps compiled modules from one round to the next, as it does for users, even where this
+    process was told not to write any.
+    """
     if command[0] in ("dvc", "python"):
         prefix = [sys.executable] + (["-m", "dvc"] if command[0] == "dvc" else [])
         command = [*prefix, *command[1:]]
@@ -87,6 +91,7 @@ def _run(command: list[str], folder: Path) -> float:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1",
     }  # fmt: skip
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     seconds = time.perf_counter() - started

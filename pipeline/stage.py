@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -72,6 +73,7 @@ def stage_program(name: str, main: Callable[[], None], about: str | None) -> Non
     Anything else on the command line is refused with exit code 2 before the stage begins.
     """
     assert about is not None
+    end = _SwiftEnd()
     argparse.ArgumentParser(
         prog=f"python -m pipeline.{name}",
         description=about,
@@ -80,6 +82,27 @@ def stage_program(name: str, main: Callable[[], None], about: str | None) -> Non
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     run_stage(name, main)
+    end.is_success = True
+
+
+class _SwiftEnd:
+    """Ends a process that succeeded without taking its modules down, half a second with torch.
+
+    Python does what is registered for the end of a process in reverse order and after waiting for
+    threads: made before a program registers anything, this comes last. A process that fails, or
+    whose last words cannot be written, ends in the usual way, with its exit code.
+    """
+
+    def __init__(self) -> None:
+        self.is_success = False
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if self.is_success:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _say(name: str, message: str) -> None:
