@@ -8,7 +8,7 @@ its memory grows with the square of the row.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,8 @@ class Attention(nn.Module):
         batch, time, d_model = x.shape
         heads = (self.n_heads, self.n_kv_heads, self.n_kv_heads)
         qkv = self.qkv(x).view(batch, time, sum(heads), self.d_head)
-        q, k, v = qkv.transpose(1, 2).split(heads, dim=1)  # each (batch, heads, time, d_head)
+        # each (batch, heads, time, d_head)
+        q, k, v = (part.transpose(1, 2) for part in qkv.split(heads, dim=2))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
@@ -125,9 +126,34 @@ def masked_attention(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Tensor:
     """As `masked_attention`, with as many heads in k and v as in q, and a mask."""
-    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5  # (batch, heads, time, keys)
-    weights = scores.float().masked_fill(~mask, float("-inf")).softmax(dim=-1).to(v.dtype)
+    # (batch, heads, time, keys)
+    weights: Tensor = _MaskedSoftmax.apply(q @ k.transpose(-2, -1), mask, q.shape[-1] ** -0.5)
     if dropout:
         weights = F.dropout(weights, dropout)
     out: Tensor = weights @ v
     return out
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """softmax(scores * scale) where the mask is True, in the scores' type, computed in float32.
+
+    The backward pass takes the weights as the product with the values has them. What torch derives
+    keeps them in float32 too, which at shape A of the benchmarks is 17 MB a layer to be written
+    and read twice; and it masks once more, though a weight of 0 has no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor, scale: float) -> Tensor:
+        scaled = (scores.float() * scale).masked_fill(~mask, float("-inf"))
+        weights = scaled.softmax(dim=-1).to(scores.dtype)
+        ctx.save_for_backward(weights)
+        ctx.scale = scale
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weights,) = ctx.saved_tensors
+        wide = weights.float()
+        weighted = gradient.float() * wide
+        result = (weighted - wide * weighted.sum(dim=-1, keepdim=True)) * ctx.scale
+        return result.to(gradient.dtype), None, None

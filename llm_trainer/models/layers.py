@@ -60,9 +60,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     cos and sin are (time, d_head/2) or (batch, 1, time, d_head/2).
     """
-    first, second = x.float().chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    # halves are widened and narrowed one by one: compiled, a whole row in float32 would be written
+    first, second = (half.float() for half in x.chunk(2, dim=-1))
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat([half.to(x.dtype) for half in rotated], dim=-1)
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:

@@ -25,6 +25,7 @@ from llm_trainer.models.checks import IGNORED as IGNORED
 from llm_trainer.models.checks import check_forward, usable_device
 from llm_trainer.models.initial_heads import copy_what_followed, look_back
 from llm_trainer.models.layers import FeedForward, make_norm, rope_tables, sinusoidal_table
+from llm_trainer.models.loss import summed_cross_entropy
 
 if TYPE_CHECKING:
     from llm_trainer.models.decoding import Streamer
@@ -184,10 +185,7 @@ class TransformerLM(nn.Module):
         if labels is None:
             return LMOutput(logits)
         targets = labels[:, 1:].reshape(-1)
-        total = F.cross_entropy(
-            logits[:, :-1].reshape(-1, logits.shape[-1]).float(), targets,
-            ignore_index=IGNORED, reduction="sum",
-        )  # fmt: skip
+        total = summed_cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), targets)
         return LMOutput(logits, total / (targets != IGNORED).sum())
 
     def hidden_states(
@@ -232,11 +230,8 @@ class TransformerLM(nn.Module):
         accumulation and ranks weigh every token the same.
         """
         hidden = self.hidden_states(input_ids, segments=segments)[:, :-1]
-        logits = self.head(hidden).float()  # (batch, time - 1, vocab_size)
-        return F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1),
-            ignore_index=IGNORED, reduction="sum",
-        )  # fmt: skip
+        logits = self.head(hidden)  # (batch, time - 1, vocab_size)
+        return summed_cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
 
     @torch.no_grad()
     def token_losses(

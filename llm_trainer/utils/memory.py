@@ -77,7 +77,7 @@ def plan_memory(
     element = HALF_BYTES if training.use_amp else FLOAT32_BYTES
     tokens = training.batch_size * row_length
     weight_copies = HALF_BYTES * count.multiplied if training.use_amp else 0
-    # log-probabilities and their gradient in float32, and under AMP that of the product
+    # in float32 the logits and their exponentials, and under AMP the product's own
     per_logit = 2 * FLOAT32_BYTES + (HALF_BYTES if training.use_amp else 0)
     return MemoryPlan(
         weights=FLOAT32_BYTES * count.total,
@@ -132,9 +132,11 @@ def activation_bytes(
         attention += element * (d_model + d_kv)  # queries and keys once more, rotated
     if model.qk_norm:  # input and normalised value
         attention += (cast + wide) * (d_model + d_kv)
-    if kernel == "masked" or model.attention_dropout:
-        attention += (cast + element) * model.n_heads * row_length
-        attention += 2 * element * model.n_heads * row_length if model.attention_dropout else 0
+    square = model.n_heads * row_length  # weights of attention, a token
+    if kernel == "masked":  # with dropout also what is left of them, and which those are
+        attention += square * (2 * element + 1 if model.attention_dropout else element)
+    elif model.attention_dropout:  # no fused kernel on a CPU: torch keeps the softmax in float32
+        attention += square * (cast + 3 * element)
     inner = {"relu": 1, "gelu": 2, "silu": 2, "relu2": 2, "swiglu": 4, "geglu": 4}
     mlp = element * inner[model.activation] * model.d_ff
     dropout = 2 * element * d_model if model.dropout else 0

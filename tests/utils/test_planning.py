@@ -149,6 +149,7 @@ def test_optimizer_bytes_equal_the_states_of_the_real_ones(name):
         {"activation": "swiglu", "norm": "rmsnorm", "bias": False, "qk_norm": True},
         {"position": "learned"},
         {"activation": "relu2", "norm": "rmsnorm", "n_kv_heads": 1},
+        {"attention_dropout": 0.1},
     ],
 )
 def test_activations_are_within_a_fifth_of_what_autograd_keeps(changes, kernel, amp):

@@ -1,0 +1,89 @@
+"""The summed cross-entropy against torch's own, in value and gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llm_trainer.models.checks import IGNORED
+from llm_trainer.models.loss import summed_cross_entropy
+
+
+def case(
+    seed: int, tokens: int, vocab: int, spread: float, ignored: float
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(tokens, vocab, generator=generator)
+    targets = torch.randint(vocab, (tokens,), generator=generator)
+    hidden = torch.rand(tokens, generator=generator) < ignored
+    return logits, targets.masked_fill(hidden, IGNORED)
+
+
+def gradient(loss: Tensor, logits: Tensor, factor: float) -> Tensor:
+    (found,) = torch.autograd.grad(loss * factor, logits)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**20), tokens=st.integers(1, 9), vocab=st.integers(1, 40),
+    spread=st.sampled_from([0.0, 1.0, 30.0]), ignored=st.sampled_from([0.0, 0.4, 1.0]),
+    factor=st.sampled_from([1.0, -0.25, 1e-4]),
+)  # fmt: skip
+def test_it_is_the_cross_entropy(
+    seed: int, tokens: int, vocab: int, spread: float, ignored: float, factor: float
+) -> None:
+    """Against torch in float64, for logits from flat to nearly certain, and none that counts."""
+    logits, targets = case(seed, tokens, vocab, spread, ignored)
+    exact = logits.double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, ignore_index=IGNORED, reduction="sum")
+    logits.requires_grad_()
+    loss = summed_cross_entropy(logits, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradient(loss, logits, factor).double(), gradient(expected, exact, factor),
+        rtol=1e-4, atol=1e-6 * abs(factor),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    """The gradient is that of the same logits in float64, rounded; nothing is rounded before."""
+    logits, targets = case(0, 64, 300, 3.0, 0.2)
+    rough = logits.to(dtype).requires_grad_()
+    exact = rough.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, ignore_index=IGNORED, reduction="sum")
+    found = gradient(summed_cross_entropy(rough, targets), rough, 1.0)
+    assert found.dtype == dtype
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        found.double(), gradient(expected, exact, 1.0), rtol=rounding, atol=torch.finfo(dtype).tiny
+    )
+
+
+def test_a_nearly_certain_target_keeps_its_gradient() -> None:
+    """0.999 is 1 in bfloat16, so one is taken off before."""
+    logits = torch.tensor([[0.0, math.log(0.001 / 0.999)]], dtype=torch.bfloat16)
+    found = gradient(summed_cross_entropy(logits.requires_grad_(), torch.tensor([0])), logits, 1.0)
+    torch.testing.assert_close(found.float(), torch.tensor([[-1e-3, 1e-3]]), rtol=0.02, atol=0.0)
+
+
+def test_neither_logits_nor_targets_are_written_to() -> None:
+    logits, targets = case(1, 5, 7, 1.0, 0.3)
+    before = logits.clone(), targets.clone()
+    logits.requires_grad_()
+    gradient(summed_cross_entropy(logits, targets), logits, 1.0)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(targets, before[1])
+
+
+def test_a_target_outside_the_vocabulary_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        summed_cross_entropy(torch.zeros(1, 7), torch.tensor([7]))
