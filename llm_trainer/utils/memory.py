@@ -77,7 +77,7 @@ def plan_memory(
     element = HALF_BYTES if training.use_amp else FLOAT32_BYTES
     tokens = training.batch_size * row_length
     weight_copies = HALF_BYTES * count.multiplied if training.use_amp else 0
-    # in float32 the logits and their exponentials, and under AMP the product's own
+    # log-probabilities and their gradient in float32, and under AMP that of the product
     per_logit = 2 * FLOAT32_BYTES + (HALF_BYTES if training.use_amp else 0)
     return MemoryPlan(
         weights=FLOAT32_BYTES * count.total,

@@ -1,4 +1,4 @@
-"""The summed cross-entropy against torch's own, in value and gradient."""
+"""The summed cross-entropy that is compiled against torch's own, in value and gradient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm_trainer.models.checks import IGNORED
-from llm_trainer.models.loss import summed_cross_entropy
+from llm_trainer.models.loss import SummedCrossEntropy, summed_cross_entropy
 
 
 def case(
@@ -44,7 +44,7 @@ def test_it_is_the_cross_entropy(
     exact = logits.double().requires_grad_()
     expected = F.cross_entropy(exact, targets, ignore_index=IGNORED, reduction="sum")
     logits.requires_grad_()
-    loss = summed_cross_entropy(logits, targets)
+    loss = SummedCrossEntropy.apply(logits, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(
@@ -60,7 +60,7 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     rough = logits.to(dtype).requires_grad_()
     exact = rough.detach().double().requires_grad_()
     expected = F.cross_entropy(exact, targets, ignore_index=IGNORED, reduction="sum")
-    found = gradient(summed_cross_entropy(rough, targets), rough, 1.0)
+    found = gradient(SummedCrossEntropy.apply(rough, targets), rough, 1.0)
     assert found.dtype == dtype
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(
@@ -71,7 +71,9 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
 def test_a_nearly_certain_target_keeps_its_gradient() -> None:
     """0.999 is 1 in bfloat16, so one is taken off before."""
     logits = torch.tensor([[0.0, math.log(0.001 / 0.999)]], dtype=torch.bfloat16)
-    found = gradient(summed_cross_entropy(logits.requires_grad_(), torch.tensor([0])), logits, 1.0)
+    found = gradient(
+        SummedCrossEntropy.apply(logits.requires_grad_(), torch.tensor([0])), logits, 1.0
+    )
     torch.testing.assert_close(found.float(), torch.tensor([[-1e-3, 1e-3]]), rtol=0.02, atol=0.0)
 
 
@@ -79,11 +81,22 @@ def test_neither_logits_nor_targets_are_written_to() -> None:
     logits, targets = case(1, 5, 7, 1.0, 0.3)
     before = logits.clone(), targets.clone()
     logits.requires_grad_()
-    gradient(summed_cross_entropy(logits, targets), logits, 1.0)
+    gradient(SummedCrossEntropy.apply(logits, targets), logits, 1.0)
     assert torch.equal(logits, before[0])
     assert torch.equal(targets, before[1])
 
 
 def test_a_target_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
-        summed_cross_entropy(torch.zeros(1, 7), torch.tensor([7]))
+        SummedCrossEntropy.apply(torch.zeros(1, 7), torch.tensor([7]))
+
+
+def test_compiled_and_eager_agree() -> None:
+    """The one takes the closed form, the other torch's kernels."""
+    logits, targets = case(2, 33, 130, 2.0, 0.3)
+    logits.requires_grad_()
+    compiled = torch.compile(summed_cross_entropy, dynamic=False)
+    eager, fused = summed_cross_entropy(logits, targets), compiled(logits, targets)
+    torch.testing.assert_close(fused, eager)
+    torch.testing.assert_close(gradient(fused, logits, 0.5), gradient(eager, logits, 0.5))
+    assert type(eager.grad_fn).__name__ == "NllLossBackward0"
