@@ -229,7 +229,8 @@ def show_plan(
         ConfigurationError: it cannot fit there; the message names what would.
     """
     from llm_trainer.training.distributed import launched
-    from llm_trainer.training.execution import COMPILE_REPAYS_FLOPS, product_dtype
+    from llm_trainer.training.execution import product_dtype
+    from llm_trainer.utils.compiler import is_to_be_compiled
     from llm_trainer.utils.hardware import parse_cluster
     from llm_trainer.utils.machine import matmul_peak
     from llm_trainer.utils.present import present_cluster
@@ -237,7 +238,7 @@ def show_plan(
 
     model, plan = make_plan(settings, places, retrain=retrain)
     if hardware:
-        cluster, repays = parse_cluster(hardware), COMPILE_REPAYS_FLOPS["cuda"]
+        cluster, kind = parse_cluster(hardware), "cuda"
     else:
         world = launched(os.environ)
         ranks, local = world.size, world.local_size
@@ -246,11 +247,10 @@ def show_plan(
             ranks = local * settings.runtime.nnodes
         peak = matmul_peak(device, product_dtype(settings.training, device))
         cluster = present_cluster(device, peak, ranks, local)
-        repays = COMPILE_REPAYS_FLOPS.get(device.type, float("inf"))
-    compiled = settings.training.compile_model
+        kind = device.type
     scale = plan_scale(
         model, settings.training, cluster, plan.row_length, plan.steps,
-        fused=plan.total_flops >= repays if compiled == "auto" else compiled,
+        fused=is_to_be_compiled(settings.training.compile_model, kind, plan.total_flops),
     )  # fmt: skip
     print(f"{plan.render(brief=True)}\n\n" + "\n".join(scale.lines()))
     if not scale.fits:

@@ -20,13 +20,9 @@ from torch import Tensor
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compile_problem
+from llm_trainer.utils.compiler import compile_problem, do_without_openssl, is_to_be_compiled
 
 logger = logging.getLogger(__name__)
-
-COMPILE_REPAYS_FLOPS = {"cpu": 2e13, "cuda": 5e16}
-"""Training FLOPs from which compiling repays itself. On 2 CPU cores compiling takes about 45 s and
-makes steps 1.4 times faster, at about 130 GFLOP/s eager."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,8 @@ class Execution:
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`model.loss_sum` under autocast, compiled if so decided; `by_block` only the blocks."""
         loss_sum: Callable[..., Tensor] = model.loss_sum
+        if self.compiled:
+            do_without_openssl()
         if self.compiled and by_block:
             for block in model.blocks:
                 # the hooks of FSDP stay outside of what is compiled
@@ -144,8 +142,7 @@ def _resolve_compile(config: TrainingConfig, device: torch.device, training_flop
         if problem:
             raise ConfigurationError(f"compile_model: true, but {problem}; set it to auto or false")
         return True
-    threshold = COMPILE_REPAYS_FLOPS.get(device.type)
-    if threshold is None or training_flops < threshold:
+    if not is_to_be_compiled("auto", device.type, training_flops):
         logger.info("compile_model: auto: not compiling, the run is too short to repay it")
         return False
     if problem:

@@ -21,7 +21,7 @@ from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compile_problem
+from llm_trainer.utils.compiler import compile_problem, do_without_openssl
 from llm_trainer.utils.step_linear import for_compiled_steps, own_bytes
 
 SMALLEST_CACHE = 64
@@ -82,6 +82,7 @@ class CompiledStep:
         problem = compile_problem(model.device)
         if problem:
             raise GenerationError(f"compile_model (True): {problem}; set it to False")
+        do_without_openssl()
         self.model = model
         self._cache_dtype = cache_dtype or model.embedding.weight.dtype
         self._twins: dict[bool, TransformerLM] = {}
