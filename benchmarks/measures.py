@@ -59,7 +59,7 @@ STEPS, WARMUP = 10, 4
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
 
 
-def training(report: Report, rounds: int = 4) -> tuple[Ratios, Any]:
+def training(report: Report, rounds: int = 8) -> tuple[Ratios, Any]:
     """Tokens per second at shape A, AdamW for all; beside it what Muon costs."""
     pace = {"steps": STEPS, "warmup": WARMUP}
     bf16 = {"bf16": True, "optim": "adamw_torch_fused"}

@@ -55,8 +55,8 @@ class SummedCrossEntropy(torch.autograd.Function):
         row = torch.arange(len(target), device=target.device)
         # the first operation makes a copy; the rest works in it
         softmax = logits.float().sub(log_sum[:, None]).exp_()
-        # one is taken off in float32: where a target is nearly certain, hardly anything remains
         softmax.mul_(scale)
+        # one is taken off in float32: where a target is nearly certain, hardly anything remains
         at_target = (logits[row, target].float() - log_sum).expm1() * scale[:, 0]
         result = softmax.to(logits.dtype)
         return result.index_put_((row, target), at_target.to(logits.dtype)), None

@@ -19,6 +19,7 @@ from llm_trainer.config.checks import flags, instance, refuse, whole
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
+from llm_trainer.training.clipping import clip_gradients
 from llm_trainer.training.execution import (
     Execution,
     deterministic_algorithms,
@@ -176,11 +177,7 @@ class _Step:
         self._scaler.unscale_(self._optimizer)
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.norm = float(norm)  # the trainer looks at it before it steps
-        if self._config.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                self._model.parameters(), self._config.max_grad_norm, norm
-            )
+        self.norm = clip_gradients(self._model.parameters(), norm, self._config.max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

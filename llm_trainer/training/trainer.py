@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from llm_trainer.training.clipping import clip_gradients
 from llm_trainer.training.compatibility import check_request
 from llm_trainer.training.distributed import lost_peers_named
 from llm_trainer.training.execution import deterministic_algorithms
@@ -192,11 +193,7 @@ class Trainer(ResumableTrainer):
     def _clip(self) -> float:
         """Clip the whole gradient to max_grad_norm; return its norm before."""
         norm = self._parallel.norm()
-        if self.config.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.config.max_grad_norm, norm
-            )
-        return float(norm)
+        return clip_gradients(self.model.parameters(), norm, self.config.max_grad_norm)
 
     def _handle_non_finite(self, loss: float, norm: float) -> None:
         """Leave the weights alone; stop with a report, or go on under `nan_policy: skip`."""

@@ -31,17 +31,17 @@ def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**20), batch=st.integers(1, 2), heads=st.sampled_from([(1, 1), (4, 2)]),
-    time=st.integers(1, 24), block=st.sampled_from([4, 8, 256]),
+    time=st.integers(1, 24), blocks=st.sampled_from([(4, 4), (4, 8), (6, 6), (128, 256)]),
 )  # fmt: skip
 def test_causal_values_and_gradients(
-    seed: int, batch: int, heads: tuple[int, int], time: int, block: int
+    seed: int, batch: int, heads: tuple[int, int], time: int, blocks: tuple[int, int]
 ) -> None:
     """Whatever blocks the queries are taken in."""
     shapes = [(batch, n, time, 6) for n in (heads[0], heads[1], heads[1])]
     inputs = tensors(seed, *shapes)
     mask = torch.ones(time, time).tril()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERY_BLOCK", block)
+        patch.setattr(attention, "QUERY_BLOCKS", blocks)
         found = masked_attention(*inputs, mask=None, dropout=0.0)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = formula(*exact, mask)
