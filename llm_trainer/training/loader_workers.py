@@ -60,8 +60,15 @@ class WorkerBatches:
             raise RuntimeError(f"DataLoader worker went away ({error})") from error
 
     def _one_ends(self) -> bool:
-        """Whether a worker is dead, or about to be."""
-        return bool(wait([worker.sentinel for worker in self._workers], DYING))
+        """Whether a worker is dead, or about to be; waits until it is.
+
+        Otherwise the signal of its death would come later, and torch raise from wherever we are.
+        """
+        ended = wait([worker.sentinel for worker in self._workers], DYING)
+        for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join(DYING)
+        return bool(ended)
 
     def failure(self, error: RuntimeError) -> DataError:
         """The error to raise instead of torch's, which knows processes only."""

@@ -211,6 +211,8 @@ def test_a_reading_process_whose_connections_close_first(
         dying.start()
         with pytest.raises(RuntimeError, match="DataLoader worker went away"):
             next(ahead)
+        # dead and waited for: its signal does not come later, in the middle of something else
+        assert ahead._workers[1]._popen.returncode == -signal.SIGKILL
         dying.join()
     finally:
         signal.signal(signal.SIGCHLD, before)
