@@ -114,7 +114,7 @@ def masked_attention(
     position = torch.arange(time, dtype=torch.int32, device=q.device)
     causal = position[:, None] >= position
     fewest, most = QUERY_BLOCKS
-    block = min(max(time // 2, fewest), most)
+    block = min(max((time + 1) // 2, fewest), most)
     parts = []
     for start in range(0, time, block):
         end = min(start + block, time)

@@ -96,3 +96,21 @@ def test_dropped_weights_pass_no_gradient_to_their_values() -> None:
     out = masked_attention(q, k, v, mask=None, dropout=0.999999)
     (gradient,) = torch.autograd.grad(out.sum(), v)
     assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("time", "queries"), [(3, [3]), (12, [6, 6]), (13, [7, 6]), (16, [8, 8]), (19, [8, 8, 3])]
+)
+def test_queries_go_by_halves_of_a_row_within_the_bounds(
+    time: int, queries: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def attend(q: Tensor, *rest: object) -> Tensor:
+        seen.append(q.shape[2])
+        return q
+
+    monkeypatch.setattr(attention, "QUERY_BLOCKS", (4, 8))
+    monkeypatch.setattr(attention, "_attend", attend)
+    masked_attention(*tensors(0, *[(1, 1, time, 2)] * 3), mask=None, dropout=0.0)
+    assert seen == queries
