@@ -46,7 +46,7 @@ def main() -> int:
               f"pip install 'llm-trainer[bench]'", file=sys.stderr)  # fmt: skip
         return 2
     wanted = options.only or known
-    results = read_json(RESULTS) if RESULTS.exists() else {"ratios": {}, "raw": {}}
+    results = read_json(RESULTS) if RESULTS.exists() else {"ratios": {}, "cpus": {}, "raw": {}}
     for measure, names in MEASURES.items():
         if not set(names) & set(wanted):
             continue
@@ -58,15 +58,33 @@ def main() -> int:
             return 2
         for name, value in ratios.items():
             print(f"{name} = {value:.4g} ({time.monotonic() - started:.0f} s)", flush=True)
-        merged = {**results["ratios"], **ratios}
-        results = {
-            "ratios": {name: merged[name] for name in known if name in merged},
-            "raw": {**results["raw"], measure.__name__: raw},
-            "machine": machine(),
-        }
+        results = with_figures(results, ratios, measure.__name__, raw, machine())
         # not sorted: the ratios stand in the order of their table
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     return 0
+
+
+def with_figures(
+    results: dict[str, Any],
+    ratios: dict[str, float],
+    measure: str,
+    raw: Any,
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    """`results` with what `measure` has just given on `machine`; the other figures stay.
+
+    Each keeps the processor that it was measured on, since one at a time may be measured again on
+    another.
+    """
+    known = [row.name for row in ROWS]
+    merged = {**results["ratios"], **ratios}
+    cpus = {**results["cpus"], **dict.fromkeys(ratios, machine["cpu"])}
+    return {
+        "ratios": {name: merged[name] for name in known if name in merged},
+        "cpus": {name: cpus[name] for name in known if name in cpus},
+        "raw": {**results["raw"], measure: raw},
+        "machine": machine,
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -235,6 +235,12 @@ def with_peers(text: str, results: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {value}" for name, value in machine["packages"].items())
     lines += ["", f"On {machine['cpu']}, {machine['threads']} threads, Python "
               f"{machine['python']}; {packages}."]  # fmt: skip
+    elsewhere: dict[str, list[str]] = {}
+    for name, cpu in results["cpus"].items():
+        if cpu != machine["cpu"]:
+            elsewhere.setdefault(cpu, []).append(f"`{name}`")
+    for cpu, names in elsewhere.items():
+        lines.append(f"On {cpu}: {', '.join(names)}.")
     return replaced(text, "peers", "\n".join(lines))
 
 

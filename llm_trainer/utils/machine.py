@@ -134,8 +134,19 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpu_model() -> str:
-    match = re.search(r"^model name\s*:(.*)$", _cpu_info(), re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
+    """Its name, with family and model where the system tells them: virtual machines often give
+    processors of different generations the same name."""
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in _cpu_info().splitlines())
+    }
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = [
+        f"{word} {fields[key]}"
+        for word, key in (("family", "cpu family"), ("model", "model"))
+        if key in fields
+    ]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 # --------------------------------------------------------------------------- memory

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from benchmarks import contest
+from benchmarks.__main__ import with_figures
 from benchmarks.measures import MEASURES, ROWS
 from benchmarks.peers.gpt2_loop import GPT2, learning_rate
+from docs.update_results import with_peers
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -127,3 +129,23 @@ def test_its_learning_rate_is_warmed_up_and_decays_to_a_tenth() -> None:
     assert max(rates) == rates[10] == 1.0
     assert rates[100] == pytest.approx(0.1)
     assert rates[55] == pytest.approx(0.55)
+
+
+def test_figures_measured_again_on_another_machine_say_so() -> None:
+    results: dict[str, object] = {"ratios": {}, "cpus": {}, "raw": {}}
+    software = {"threads": 2, "python": "3.11.7", "packages": {"torch": "2.13.0"}}
+    old, new = ({"cpu": cpu, **software} for cpu in ("An EPYC", "Another EPYC"))
+    results = with_figures(results, {"noop_vs_dvc": 1.5}, "noop", {"rounds": [1]}, old)
+    results = with_figures(results, {"train_vs_hf": 1.2, "mfu": 0.5}, "training", {}, old)
+    text = "<!-- peers: start -->\n<!-- peers: end -->\n"
+    assert "\nOn An EPYC, 2 threads, Python 3.11.7; torch 2.13.0.\n<!--" in with_peers(
+        text, results
+    )
+    results = with_figures(results, {"train_vs_hf": 1.6, "mfu": 0.6}, "training", {"a": 1}, new)
+    assert results["ratios"] == {"train_vs_hf": 1.6, "mfu": 0.6, "noop_vs_dvc": 1.5}
+    assert list(results["ratios"]) == ["train_vs_hf", "mfu", "noop_vs_dvc"]
+    assert results["raw"] == {"noop": {"rounds": [1]}, "training": {"a": 1}}
+    table = with_peers(text, results)
+    assert "| `train_vs_hf` | training tokens/s against the HF Trainer's best | **1.6** |" in table
+    assert "\nOn Another EPYC, 2 threads, " in table
+    assert "\nOn An EPYC: `noop_vs_dvc`.\n<!--" in table

@@ -59,6 +59,22 @@ def test_description_is_flat_json_without_names_or_paths():
     assert f'"{getpass.getuser()}"' not in text
 
 
+@pytest.mark.parametrize(
+    ("info", "named"),
+    [
+        (
+            "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fpu\n",
+            "AMD EPYC (family 26, model 2)",
+        ),
+        ("processor\t: 0\nmodel name\t: ARMv8 Processor rev 1\n", "ARMv8 Processor rev 1"),
+        ("", platform.processor() or platform.machine()),
+    ],
+)
+def test_generations_of_processors_with_one_name_are_told_apart(monkeypatch, info, named):
+    monkeypatch.setattr(machine, "_cpu_info", lambda: info)
+    assert machine.describe_machine()["cpu"] == named
+
+
 def test_capability_agrees_with_torch():
     assert machine.cpu_capability().startswith(torch.backends.cpu.get_cpu_capability())
     assert machine.has_native_bfloat16() == ("BF16" in machine.cpu_capability())
