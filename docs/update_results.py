@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from benchmarks.measures import ROWS
+from benchmarks.peer_tables import peer_settings, peers
 from benchmarks.scale_tables import data_scale, several_processes, tables
 from llm_trainer.config import (
     BenchmarkConfig,
@@ -49,6 +49,7 @@ README = "README.md"
 CONFIGURATION = "docs/configuration.md"
 PERFORMANCE = "docs/performance.md"
 PEER_RESULTS = ROOT / "benchmarks" / "results.json"
+PEER_TRIES = ROOT / "benchmarks" / "peer_tries.json"
 GROWTH_RESULTS = ROOT / "benchmarks" / "growth.json"
 RELIABILITY = "docs/reliability.md"
 SOAK_RESULTS = ROOT / "benchmarks" / "soak.json"
@@ -86,7 +87,8 @@ def main() -> int:
         wanted = {
             CONFIGURATION: with_configuration(read(CONFIGURATION)),
             PERFORMANCE: with_growth(
-                with_peers(read(PERFORMANCE), read_json(PEER_RESULTS)), read_json(GROWTH_RESULTS)
+                with_peers(read(PERFORMANCE), read_json(PEER_RESULTS), read_json(PEER_TRIES)),
+                read_json(GROWTH_RESULTS),
             ),
             RELIABILITY: with_soak(read(RELIABILITY), read_json(SOAK_RESULTS)),
             SCALE: with_scale(read(SCALE), read_json(SCALE_RESULTS)),
@@ -216,32 +218,7 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
 
 
-# --------------------------------------------------------------------------- peers
-
-
-def with_peers(text: str, results: Mapping[str, Any]) -> str:
-    """docs/performance.md with the table of what `make bench` measured."""
-    lines = ["| Figure | | Measured | Bar | Goal |", "| --- | --- | --- | --- | --- |"]
-    for row in ROWS:
-        if row.name not in results["ratios"]:
-            continue
-        value = results["ratios"][row.name]
-        sign = "at most " if row.lower_is_better else ""
-        goal = "" if row.goal is None else f"{row.goal:g}"
-        lines.append(
-            f"| `{row.name}` | {row.what} | **{value:.3g}** | {sign}{row.bar:g} | {goal} |"
-        )
-    machine = results["machine"]
-    packages = ", ".join(f"{name} {value}" for name, value in machine["packages"].items())
-    lines += ["", f"On {machine['cpu']}, {machine['threads']} threads, Python "
-              f"{machine['python']}; {packages}."]  # fmt: skip
-    elsewhere: dict[str, list[str]] = {}
-    for name, cpu in results["cpus"].items():
-        if cpu != machine["cpu"]:
-            elsewhere.setdefault(cpu, []).append(f"`{name}`")
-    for cpu, names in elsewhere.items():
-        lines.append(f"On {cpu}: {', '.join(names)}.")
-    return replaced(text, "peers", "\n".join(lines))
+# --------------------------------------------------------------------------- growth
 
 
 GROWTH = (
@@ -251,6 +228,11 @@ GROWTH = (
     ("shards", "shards", "open_seconds", 1e3, "ms to open", "read_microseconds", "µs a row"),
 )
 """Curve, what it grows with, and two figures: key, factor, unit; key, unit."""
+
+
+def with_peers(text: str, results: Mapping[str, Any], tries: Mapping[str, Any]) -> str:
+    """docs/performance.md with the tables of `make bench` and of the settings of the peers."""
+    return replaced(replaced(text, "peers", peers(results)), "tries", peer_settings(tries))
 
 
 def with_growth(text: str, results: Mapping[str, Any]) -> str:

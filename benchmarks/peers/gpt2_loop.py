@@ -154,21 +154,34 @@ def run(args: dict[str, Any], turn: Turn) -> None:
         turn({"tokens_per_second": args["steps"] * loop.batch_size * ROW_LENGTH / seconds})
 
 
-def train_for(args: dict[str, Any]) -> dict[str, float]:
-    """Quality after args["seconds"] of training: steps are counted first, then planned for."""
-    loop = Loop(args)
+def planned_steps(args: dict[str, Any], seconds: float) -> int:
+    """Steps that fit into `seconds` of training, by the speed of ten."""
     probe = Loop(args)
     for _ in range(3):
         probe.step(0.0)
     started = time.perf_counter()
     for _ in range(10):
         probe.step(0.0)
-    per_step = (time.perf_counter() - started) / 10
-    steps = int(args["seconds"] / per_step)
+    return int(10 * seconds / (time.perf_counter() - started))
+
+
+def train_for(args: dict[str, Any]) -> dict[str, float]:
+    """Quality after args["seconds"] of training: steps are counted first, then planned for."""
+    steps = planned_steps(args, args["seconds"])
+    return _train(Loop(args), steps, args["seconds"])
+
+
+def train_steps(args: dict[str, Any], steps: int) -> dict[str, float]:
+    """Quality after so many steps, however long they take."""
+    return _train(Loop(args), steps, math.inf)
+
+
+def _train(loop: Loop, steps: int, limit: float) -> dict[str, float]:
+    """Follow the schedule of `steps` for `limit` seconds, or to its end if they are infinite."""
     warmup = max(1, round(0.05 * steps))
     started = time.perf_counter()
     done = 0
-    while time.perf_counter() - started < args["seconds"]:
+    while time.perf_counter() - started < limit if math.isfinite(limit) else done < steps:
         loop.step(learning_rate(loop.peak, done, steps, warmup))
         done += 1
     seconds = time.perf_counter() - started

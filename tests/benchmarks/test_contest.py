@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ import torch
 from benchmarks import contest
 from benchmarks.__main__ import with_figures
 from benchmarks.measures import MEASURES, ROWS
+from benchmarks.peer_tables import peer_settings, peers
 from benchmarks.peers.gpt2_loop import GPT2, learning_rate
-from docs.update_results import with_peers
 
 ROOT = Path(__file__).parents[2]
 NAMES = [
@@ -132,20 +133,29 @@ def test_its_learning_rate_is_warmed_up_and_decays_to_a_tenth() -> None:
 
 
 def test_figures_measured_again_on_another_machine_say_so() -> None:
-    results: dict[str, object] = {"ratios": {}, "cpus": {}, "raw": {}}
+    results: dict[str, Any] = {"ratios": {}, "cpus": {}, "raw": {}}
     software = {"threads": 2, "python": "3.11.7", "packages": {"torch": "2.13.0"}}
     old, new = ({"cpu": cpu, **software} for cpu in ("An EPYC", "Another EPYC"))
     results = with_figures(results, {"noop_vs_dvc": 1.5}, "noop", {"rounds": [1]}, old)
     results = with_figures(results, {"train_vs_hf": 1.2, "mfu": 0.5}, "training", {}, old)
-    text = "<!-- peers: start -->\n<!-- peers: end -->\n"
-    assert "\nOn An EPYC, 2 threads, Python 3.11.7; torch 2.13.0.\n<!--" in with_peers(
-        text, results
-    )
+    assert peers(results).endswith("\nOn An EPYC, 2 threads, Python 3.11.7; torch 2.13.0.")
     results = with_figures(results, {"train_vs_hf": 1.6, "mfu": 0.6}, "training", {"a": 1}, new)
     assert results["ratios"] == {"train_vs_hf": 1.6, "mfu": 0.6, "noop_vs_dvc": 1.5}
     assert list(results["ratios"]) == ["train_vs_hf", "mfu", "noop_vs_dvc"]
     assert results["raw"] == {"noop": {"rounds": [1]}, "training": {"a": 1}}
-    table = with_peers(text, results)
+    table = peers(results)
     assert "| `train_vs_hf` | training tokens/s against the HF Trainer's best | **1.6** |" in table
     assert "\nOn Another EPYC, 2 threads, " in table
-    assert "\nOn An EPYC: `noop_vs_dvc`.\n<!--" in table
+    assert table.endswith("\nOn An EPYC: `noop_vs_dvc`.")
+
+
+def test_the_best_try_of_each_peer_stands_out() -> None:
+    tries = {
+        "gpt2_loop": {"large": 2.1, "small": 1.9}, "hf_trainer": {"plain": 1000.0, "fast": 2345.6},
+        "hf_generate_1": {"a": 2.0, "b": 1.0}, "hf_generate_16": {"a": 7.0},
+    }  # fmt: skip
+    table = peer_settings({"tries": tries, "machine": {"cpu": "An EPYC"}})
+    for line in ("| large | 2.100 |", "| small | **1.900** |", "| fast | **2,346** |",
+                 "| plain | 1,000 |", "| b | 1 |"):  # fmt: skip
+        assert line in table.splitlines()
+    assert table.endswith("\nOn An EPYC.")
