@@ -43,6 +43,8 @@ def peer_settings(results: Mapping[str, Any]) -> str:
     }
     lines = []
     for group, (what, figure) in heads.items():
+        if group not in results["tries"]:  # not measured yet
+            continue
         tries: Mapping[str, float] = results["tries"][group]
         fewer = group == "gpt2_loop"
         best = (min if fewer else max)(tries.values())
