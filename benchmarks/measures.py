@@ -75,6 +75,11 @@ def training(report: Report, rounds: int = 8) -> tuple[Ratios, Any]:
                 "peers.hf_training",
                 {"layout": "llama", **pace, "training": {**bf16, "torch_compile": True}},
             ),
+            "hf_llama_bf16_compiled_written_out": (
+                "peers.hf_training",
+                {"layout": "llama", **pace, "training": {**bf16, "torch_compile": True},
+                 "model": {"attn_implementation": "eager"}},
+            ),
             "hf_gpt2_bf16": ("peers.hf_training", {"layout": "gpt2", **pace, "training": bf16}),
             "gpt2_loop_fp32": (
                 "peers.gpt2_loop",
