@@ -12,6 +12,7 @@ from statistics import median as middle
 from typing import Any
 
 from benchmarks.contest import Figures, hold, median
+from benchmarks.recipes import HF_GENERATE, HF_TRAINER
 
 Report = Callable[[str], None]
 Ratios = dict[str, float]
@@ -62,7 +63,6 @@ PROMPT_TOKENS, NEW_TOKENS = 32, 128
 def training(report: Report, rounds: int = 8) -> tuple[Ratios, Any]:
     """Tokens per second at shape A, AdamW for all; beside it what Muon costs."""
     pace = {"steps": STEPS, "warmup": WARMUP}
-    bf16 = {"bf16": True, "optim": "adamw_torch_fused"}
     figures = hold(
         {
             "ours": ("ours_training", pace),
@@ -70,17 +70,12 @@ def training(report: Report, rounds: int = 8) -> tuple[Ratios, Any]:
                 "ours_training",
                 {**pace, "training": {"optimizer": "muon", "learning_rate": 0.01}},
             ),
-            "hf_llama_bf16": ("peers.hf_training", {"layout": "llama", **pace, "training": bf16}),
-            "hf_llama_bf16_compiled": (
-                "peers.hf_training",
-                {"layout": "llama", **pace, "training": {**bf16, "torch_compile": True}},
-            ),
-            "hf_llama_bf16_compiled_written_out": (
-                "peers.hf_training",
-                {"layout": "llama", **pace, "training": {**bf16, "torch_compile": True},
-                 "model": {"attn_implementation": "eager"}},
-            ),
-            "hf_gpt2_bf16": ("peers.hf_training", {"layout": "gpt2", **pace, "training": bf16}),
+            **{
+                f"hf: {name}": ("peers.hf_training", {**HF_TRAINER[name], **pace})
+                for name in ("Llama, bf16, attention written out", "Llama, bf16, compiled",
+                             "Llama, bf16, compiled, attention written out",
+                             "GPT-2, bf16, compiled")
+            },
             "gpt2_loop_fp32": (
                 "peers.gpt2_loop",
                 {**pace, "width": 256, "heads": 4, "layers": 6, "batch_size": 16,
@@ -90,7 +85,7 @@ def training(report: Report, rounds: int = 8) -> tuple[Ratios, Any]:
         rounds, report,
     )  # fmt: skip
     speed = _medians(figures, "tokens_per_second")
-    best = max(v for k, v in speed.items() if k.startswith("hf_"))
+    best = max(v for k, v in speed.items() if k.startswith("hf: "))
     ratios = {
         "train_vs_hf": speed["ours"] / best,
         "train_vs_gpt2": speed["ours"] / speed["gpt2_loop_fp32"],
@@ -156,11 +151,11 @@ def generation(report: Report, rounds: int = 5) -> tuple[Ratios, Any]:
             "ours_int8": {"quantize": True},
             "ours_compiled_int8": {**compiled, "quantize": True},
         }
-        peers: dict[str, dict[str, Any]] = {
-            "hf_llama_fp32": {"layout": "llama"},
-            "hf_llama_bf16": {"layout": "llama", "dtype": "bfloat16"},
-            "hf_gpt2_fp32": {"layout": "gpt2"},
-        }
+        peers = {
+            f"hf: {name}": HF_GENERATE[name]
+            for name in ("Llama, bf16", "Llama, bf16, static cache, compiled", "GPT-2",
+                         "GPT-2, bf16")
+        }  # fmt: skip
         figures = hold(
             {name: ("ours_generation", {**args, "options": o}) for name, o in options.items()}
             | {name: ("peers.hf_generation", {**args, **p}) for name, p in peers.items()},

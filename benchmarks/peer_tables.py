@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.measures import ROWS
+from benchmarks.recipes import TRY_SECONDS
 
 
 def peers(results: Mapping[str, Any]) -> str:
@@ -36,21 +37,24 @@ def peers(results: Mapping[str, Any]) -> str:
 def peer_settings(results: Mapping[str, Any]) -> str:
     """All settings that were tried for the peers, the best of each group in bold."""
     heads = {
-        "gpt2_loop": ("GPT-2 loop, 100 s: width x layers, rows, peak rate", "bits per byte"),
+        "gpt2_loop": (
+            f"GPT-2 loop, {TRY_SECONDS} s: width x layers, rows, peak rate",
+            "bits per byte",
+        ),
         "hf_trainer": ("HF Trainer", "training tokens/s"),
         "hf_generate_1": ("HF generate, 1 prompt", "tokens/s"),
         "hf_generate_16": ("HF generate, 16 prompts", "tokens/s"),
     }
     lines = []
     for group, (what, figure) in heads.items():
-        if group not in results["tries"]:  # not measured yet
+        if group not in results:  # not measured yet
             continue
-        tries: Mapping[str, float] = results["tries"][group]
+        tries: Mapping[str, float] = results[group]["figures"]
         fewer = group == "gpt2_loop"
         best = (min if fewer else max)(tries.values())
         lines += [f"| {what} | {figure} |", "| --- | --- |"]
         for name, value in tries.items():
             shown = f"{value:.3f}" if fewer else f"{value:,.0f}"
             lines.append(f"| {name} | {f'**{shown}**' if value == best else shown} |")
-        lines.append("")
-    return "\n".join([*lines, f"On {results['machine']['cpu']}."])
+        lines += ["", f"On {results[group]['machine']['cpu']}.", ""]
+    return "\n".join(lines[:-1])

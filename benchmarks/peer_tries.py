@@ -23,15 +23,13 @@ from tqdm import tqdm
 from benchmarks.contest import ROOT, hold, median
 from benchmarks.measures import NEW_TOKENS, PROMPT_TOKENS, STEPS, WARMUP
 from benchmarks.peers.gpt2_loop import planned_steps, train_steps
+from benchmarks.recipes import HF_GENERATE, HF_TRAINER, TRY_SECONDS
 from llm_trainer.files import write_text
 from llm_trainer.json_file import read_json
 from llm_trainer.utils.machine import describe_machine
 
 RESULTS = ROOT / "benchmarks" / "peer_tries.json"
 ROUNDS = 3
-SECONDS = 100
-"""What a setting of the GPT-2 loop is given: a third of what the comparison then gives the best."""
-
 _SHAPES = {"256 x 6": (256, 4, 6), "192 x 4": (192, 3, 4), "192 x 2": (192, 3, 2),
            "128 x 3": (128, 2, 3)}  # fmt: skip
 GPT2_LOOP: tuple[tuple[str, int, float], ...] = (
@@ -50,30 +48,6 @@ GPT2_LOOP: tuple[tuple[str, int, float], ...] = (
 )
 """Width x layers, rows of a batch, peak learning rate."""
 
-_BF16 = {"bf16": True, "optim": "adamw_torch_fused"}
-HF_TRAINER: dict[str, dict[str, Any]] = {
-    "Llama, bf16": {"layout": "llama", "training": _BF16},
-    "Llama, bf16, attention written out": {
-        "layout": "llama", "training": _BF16, "model": {"attn_implementation": "eager"},
-    },
-    "Llama, bf16, compiled": {"layout": "llama", "training": {**_BF16, "torch_compile": True}},
-    "Llama, bf16, compiled, attention written out": {
-        "layout": "llama", "training": {**_BF16, "torch_compile": True},
-        "model": {"attn_implementation": "eager"},
-    },
-    "GPT-2, bf16": {"layout": "gpt2", "training": _BF16},
-    "GPT-2, bf16, compiled": {"layout": "gpt2", "training": {**_BF16, "torch_compile": True}},
-}  # fmt: skip
-_STATIC = {"generate": {"cache_implementation": "static"}, "compile": True}
-HF_GENERATE: dict[str, dict[str, Any]] = {
-    "Llama": {"layout": "llama"},
-    "Llama, bf16": {"layout": "llama", "dtype": "bfloat16"},
-    "Llama, static cache, compiled": {"layout": "llama", **_STATIC},
-    "Llama, bf16, static cache, compiled": {"layout": "llama", "dtype": "bfloat16", **_STATIC},
-    "GPT-2": {"layout": "gpt2"},
-    "GPT-2, bf16": {"layout": "gpt2", "dtype": "bfloat16"},
-}
-
 Tries = dict[str, float]
 """Setting -> figure."""
 
@@ -89,16 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measure what was tried for the peers.")
     parser.add_argument("--only", choices=groups, help="this group; the others stay as they are")
     only = parser.parse_args(arguments).only
-    tries: dict[str, Tries] = read_json(RESULTS)["tries"] if RESULTS.exists() else {}
+    results = read_json(RESULTS) if RESULTS.exists() else {}
     for name in (only,) if only else groups:
-        tries[name] = groups[name]()
-        results = {"tries": tries, "machine": describe_machine()}
+        results[name] = {"figures": groups[name](), "machine": describe_machine()}
         write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     return 0
 
 
 def gpt2_loop() -> Tries:
-    """Bits per byte after as many steps as fit into the seconds that the comparison gives it.
+    """Bits per byte after as many steps as fit into TRY_SECONDS.
 
     The steps of each setting are counted with all threads, alone; then one setting a processor is
     trained at once, with one thread each, which changes no result beyond rounding.
@@ -108,7 +81,7 @@ def gpt2_loop() -> Tries:
         | {"batch_size": batch_size, "learning_rate": rate}
         for shape, batch_size, rate in GPT2_LOOP
     ]
-    steps = [planned_steps(args, SECONDS) for args in settings]
+    steps = [planned_steps(args, TRY_SECONDS) for args in settings]
     figures: Tries = {}
     with ProcessPoolExecutor(
         os.cpu_count(), mp_context=get_context("spawn"), initializer=torch.set_num_threads,

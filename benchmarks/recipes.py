@@ -1,6 +1,6 @@
 """The settings that are measured: the pipeline's own, and those of the peers.
 
-How many settings were tried for each stands in docs/performance.md.
+What `benchmarks.peer_tries` measured of the peers' settings stands in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -13,9 +13,35 @@ from pipeline.params import load_params
 GPT2 = {"width": 256, "heads": 4, "layers": 6}
 """Shape A as GPT-2."""
 GPT2_QUALITY = {**GPT2, "batch_size": 4, "learning_rate": 1e-3, "seconds": 300}
-"""The peer's best setting for 300 s."""
+"""nanoGPT's recipe for 300 s."""
+TRY_SECONDS = 100
+"""What each setting of the GPT-2 loop is given when several are tried."""
 QUICK_STEPS = 46
 """Steps in which the pipeline's recipe reaches what GPT-2 reaches in 300 s."""
+
+_BF16 = {"bf16": True, "optim": "adamw_torch_fused"}
+HF_TRAINER: dict[str, dict[str, Any]] = {
+    "Llama, bf16": {"layout": "llama", "training": _BF16},
+    "Llama, bf16, attention written out": {
+        "layout": "llama", "training": _BF16, "model": {"attn_implementation": "eager"},
+    },
+    "Llama, bf16, compiled": {"layout": "llama", "training": {**_BF16, "torch_compile": True}},
+    "Llama, bf16, compiled, attention written out": {
+        "layout": "llama", "training": {**_BF16, "torch_compile": True},
+        "model": {"attn_implementation": "eager"},
+    },
+    "GPT-2, bf16": {"layout": "gpt2", "training": _BF16},
+    "GPT-2, bf16, compiled": {"layout": "gpt2", "training": {**_BF16, "torch_compile": True}},
+}  # fmt: skip
+_STATIC = {"generate": {"cache_implementation": "static"}, "compile": True}
+HF_GENERATE: dict[str, dict[str, Any]] = {
+    "Llama": {"layout": "llama"},
+    "Llama, bf16": {"layout": "llama", "dtype": "bfloat16"},
+    "Llama, static cache, compiled": {"layout": "llama", **_STATIC},
+    "Llama, bf16, static cache, compiled": {"layout": "llama", "dtype": "bfloat16", **_STATIC},
+    "GPT-2": {"layout": "gpt2"},
+    "GPT-2, bf16": {"layout": "gpt2", "dtype": "bfloat16"},
+}
 
 
 def default_recipe() -> dict[str, Any]:

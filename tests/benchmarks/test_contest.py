@@ -154,8 +154,11 @@ def test_the_best_try_of_each_peer_stands_out() -> None:
         "gpt2_loop": {"large": 2.1, "small": 1.9}, "hf_trainer": {"plain": 1000.0, "fast": 2345.6},
         "hf_generate_1": {"a": 2.0, "b": 1.0}, "hf_generate_16": {"a": 7.0},
     }  # fmt: skip
-    table = peer_settings({"tries": tries, "machine": {"cpu": "An EPYC"}})
+    table = peer_settings(
+        {group: {"figures": f, "machine": {"cpu": f"An {group}"}} for group, f in tries.items()}
+    )
     for line in ("| large | 2.100 |", "| small | **1.900** |", "| fast | **2,346** |",
                  "| plain | 1,000 |", "| b | 1 |"):  # fmt: skip
         assert line in table.splitlines()
-    assert table.endswith("\nOn An EPYC.")
+    assert "\nOn An hf_trainer.\n" in table
+    assert table.endswith("\nOn An hf_generate_16.")
