@@ -151,7 +151,12 @@ def test_a_full_disk_stops_the_run_at_the_next_step_and_keeps_the_older_one(
     world: World, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     def body() -> None:
-        made = world.trainer(tmp_path)
+        made, a_step_later = world.trainer(tmp_path), threading.Event()
+
+        def late(snapshot: Snapshot) -> None:
+            # a writer that fails at once would be seen as soon as the next step begins
+            if snapshot.name == "checkpoint-4":
+                assert a_step_later.wait(PATIENCE)
 
         def stepped(step: int) -> None:
             if step == 3:
@@ -159,13 +164,15 @@ def test_a_full_disk_stops_the_run_at_the_next_step_and_keeps_the_older_one(
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
             if step == 5:
+                a_step_later.set()
                 deadline = time.monotonic() + PATIENCE
                 while not made._background.failed and time.monotonic() < deadline:
                     time.sleep(0.001)
 
         after_steps(made, stepped)
         try:
-            made.train()
+            with writing(late):
+                made.train()
         except LLMTrainerError as error:
             told = ("checkpoint-4: no space left", "bytes needed", "bytes free")
             good = made.state.step == 5 and all(part in str(error) for part in told)
