@@ -4,6 +4,11 @@ Torch's own is a few fused kernels when eager. Compiled, its gradient is derived
 operation: on a CPU each row of the one-hot targets is then summed entry by entry, which took 11 of
 the 22 ms that a step of 4,096 tokens spent on the loss. So what is compiled has the gradient in
 closed form, softmax minus one-hot.
+
+It is made in the forward pass, while a row of logits is in the cache (as in Liger Kernel, Hsu et
+al. 2024): one kernel reads the logits once and takes each exponential once, where a backward pass
+would read them and take all exponentials again. That needs the output matrix to be part of it: the
+gradient of the logits, made before the gradient of the loss is known, is scaled in the products.
 """
 
 from __future__ import annotations
@@ -18,45 +23,56 @@ from llm_trainer.models.checks import IGNORED
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-sum of log softmax(logits)[target], a float32 scalar in nats.
+    """-sum of log softmax(logits)[target], a float32 scalar in nats, by torch's own kernels.
 
     Args:
         logits: (tokens, vocab_size) of any floating type; the sums are float32's.
         targets: (tokens,) long; IGNORED (-100) marks rows that do not count.
     """
-    if not torch.compiler.is_compiling():
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    loss: Tensor = SummedCrossEntropy.apply(logits, targets)
-    return loss
+    return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="sum")
 
 
-class SummedCrossEntropy(torch.autograd.Function):
-    """`summed_cross_entropy` to be compiled.
+class SummedLinearCrossEntropy(torch.autograd.Function):
+    """`summed_cross_entropy` of `hidden @ weight.T`, to be compiled.
 
-    Keeps the logits as they are, and one number a row, for the backward pass.
+    Under autocast the product is in its type, and so is the gradient of the logits, which is all
+    that is kept of them for the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        """The sum; arguments as those of `summed_cross_entropy`."""
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """The sum.
+
+        Args:
+            ctx: of autograd.
+            hidden: (tokens, d_model).
+            weight: (vocab_size, d_model).
+            targets: (tokens,) long; IGNORED (-100) marks rows that do not count.
+        """
+        logits = F.linear(hidden, weight)
         wide = logits.float()
-        log_sum = wide.logsumexp(dim=-1)
         counts = targets != IGNORED
         target = torch.where(counts, targets, 0)
-        ctx.save_for_backward(logits, log_sum, counts, target)
-        losses = log_sum - wide.gather(-1, target[:, None])[:, 0]
-        return torch.where(counts, losses, 0.0).sum()
+        row = torch.arange(len(target), device=target.device)
+        # Written so that the compiler makes one kernel of it on a CPU: the exponentials of a row
+        # stay in the cache. With the mask elsewhere it stored those of all rows, in float32.
+        highest = wide.amax(dim=-1, keepdim=True)
+        exponentials = (wide - highest).exp()
+        total = exponentials.sum(dim=-1, keepdim=True)
+        log_likelihood = wide[row, target] - (highest + total.log())[:, 0]
+        scale = torch.where(counts[:, None], 1 / total, 0.0)
+        gradient = (exponentials * scale).to(logits.dtype)
+        # one is taken off in float32: where a target is nearly certain, hardly anything remains
+        at_target = torch.where(counts, log_likelihood.expm1(), 0.0)
+        gradient = gradient.index_put((row, target), at_target.to(logits.dtype))
+        ctx.save_for_backward(gradient, hidden, weight)
+        return torch.where(counts, -log_likelihood, 0.0).sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient of the logits, in their type."""
-        logits, log_sum, counts, target = ctx.saved_tensors
-        scale = torch.where(counts, gradient, 0.0)[:, None]
-        row = torch.arange(len(target), device=target.device)
-        # the first operation makes a copy; the rest works in it
-        softmax = logits.float().sub(log_sum[:, None]).exp_()
-        softmax.mul_(scale)
-        # one is taken off in float32: where a target is nearly certain, hardly anything remains
-        at_target = (logits[row, target].float() - log_sum).expm1() * scale[:, 0]
-        result = softmax.to(logits.dtype)
-        return result.index_put_((row, target), at_target.to(logits.dtype)), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of `hidden` and `weight`, in their types."""
+        logits_gradient, hidden, weight = ctx.saved_tensors
+        dtype = logits_gradient.dtype
+        of_hidden = (logits_gradient @ weight.to(dtype)).float() * gradient
+        of_weight = (logits_gradient.t() @ hidden.to(dtype)).float() * gradient
+        return of_hidden.to(hidden.dtype), of_weight.to(weight.dtype), None

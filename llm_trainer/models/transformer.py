@@ -25,7 +25,7 @@ from llm_trainer.models.checks import IGNORED as IGNORED
 from llm_trainer.models.checks import check_forward, usable_device
 from llm_trainer.models.initial_heads import copy_what_followed, look_back
 from llm_trainer.models.layers import FeedForward, make_norm, rope_tables, sinusoidal_table
-from llm_trainer.models.loss import summed_cross_entropy
+from llm_trainer.models.loss import SummedLinearCrossEntropy, summed_cross_entropy
 
 if TYPE_CHECKING:
     from llm_trainer.models.decoding import Streamer
@@ -230,8 +230,14 @@ class TransformerLM(nn.Module):
         accumulation and ranks weigh every token the same.
         """
         hidden = self.hidden_states(input_ids, segments=segments)[:, :-1]
+        targets = labels[:, 1:].flatten()
+        if torch.compiler.is_compiling():
+            loss: Tensor = SummedLinearCrossEntropy.apply(
+                hidden.flatten(0, 1), self.head.weight, targets
+            )
+            return loss
         logits = self.head(hidden)  # (batch, time - 1, vocab_size)
-        return summed_cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        return summed_cross_entropy(logits.flatten(0, 1), targets)
 
     @torch.no_grad()
     def token_losses(
