@@ -98,17 +98,24 @@ def test_a_signal_loses_no_micro_batch_and_workers_ignore_it(
 def test_the_second_signal_ends_at_once_and_loses_nothing_that_was_committed(
     world: World, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    progress = Progress()
+    progress, told = Progress(), Progress()
+    waits, signalled = 1, 2
 
     def body() -> None:
         made = world.trainer(tmp_path)
-        made._stop_if_asked = lambda *_: None  # type: ignore[method-assign] # stuck: never looks
+
+        def stuck(*_: object) -> None:
+            while progress.get(Progress.COMMITTED) >= 6:  # for ever
+                told.set(0, waits if made._stop.signal is None else signalled)
+                time.sleep(0.005)
+
+        made._stop_if_asked = stuck  # type: ignore[method-assign] # never looks
         world.train(made, progress)
 
     child = fork(body)
-    wait_until(lambda: progress.get(Progress.COMMITTED) >= 6, [child])
+    wait_until(lambda: told.get(0) == waits, [child])
     os.killpg(child, signal.SIGINT)
-    time.sleep(0.02)
+    wait_until(lambda: told.get(0) == signalled, [child])
     started = time.monotonic()
     os.killpg(child, signal.SIGINT)
     assert wait(child, 10) == 130
