@@ -57,7 +57,7 @@ docs: $(BIN)/.dev ## build the pages of docs/ into site/, without network; a bro
 ui: $(BIN)/.base ## open MLflow on the recorded runs
 	@$(PY) -m pipeline.ui
 
-bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); about 40 minutes
+bench: $(BIN)/.bench ## measure against the peers (ONLY=name for one figure); 30 to 50 minutes
 	@$(PY) -m benchmarks $(if $(ONLY),--only $(ONLY))
 	@$(PY) -m docs.update_results
 

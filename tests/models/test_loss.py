@@ -16,7 +16,11 @@ from torch._inductor.utils import fresh_cache, run_and_get_code
 from llm_trainer.config import ModelConfig
 from llm_trainer.models import TransformerLM
 from llm_trainer.models.checks import IGNORED
-from llm_trainer.models.loss import SummedLinearCrossEntropy, summed_cross_entropy
+from llm_trainer.models.loss import (
+    SummedCrossEntropy,
+    SummedLinearCrossEntropy,
+    summed_cross_entropy,
+)
 
 
 def case(
@@ -120,6 +124,18 @@ def test_compiled_and_eager_agree(dtype: torch.dtype | None) -> None:
     for of in (hidden, weight):
         assert gradient(found, of, 0.5).dtype == of.dtype
         torch.testing.assert_close(gradient(found, of, 0.5), gradient(expected, of, 0.5), **rough)
+
+
+def test_of_logits_alone_it_is_the_same_loss_and_gradient() -> None:
+    logits, targets = case(2, 33, 130, 2.0, 0.3)
+    logits.requires_grad_()
+    compiled = torch.compile(summed_cross_entropy, dynamic=False)
+    eager, fused = summed_cross_entropy(logits, targets), compiled(logits, targets)
+    uncompiled = SummedCrossEntropy.apply(logits, targets)
+    for found in (fused, uncompiled, closed(logits, targets)):
+        torch.testing.assert_close(found, eager)
+        torch.testing.assert_close(gradient(found, logits, 0.5), gradient(eager, logits, 0.5))
+    assert type(eager.grad_fn).__name__ == "NllLossBackward0"
 
 
 def test_compiled_models_have_it_and_store_the_logits_in_half_precision_only() -> None:
