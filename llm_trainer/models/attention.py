@@ -115,15 +115,18 @@ def masked_attention(
     causal = position[:, None] >= position
     fewest, most = QUERY_BLOCKS
     block = min(max((time + 1) // 2, fewest), most)
+    ends = [*range(block, time, block), time]
+    # each product would copy what is not contiguous for itself, compiled these copies are made
+    # along with the rotation; the keys after a block are hidden from all of it
     parts = []
-    for start in range(0, time, block):
-        end = min(start + block, time)
-        # the keys after a block are hidden from all of it; each product would copy what is not
-        # contiguous for itself, compiled these copies are made along with the rotation
-        queries, keys, values = (
-            x.contiguous() for x in (q[:, :, start:end], k[:, :, :end], v[:, :, :end])
-        )
-        parts.append(_attend(queries, keys, values, causal[start:end, :end], dropout))
+    start = 0
+    for end, queries, keys, values in zip(
+        ends, q.split(block, dim=2), _Prefixes.apply(k, ends), _Prefixes.apply(v, ends),
+        strict=True,
+    ):  # fmt: skip
+        mask = causal[start:end, :end]
+        parts.append(_attend(queries.contiguous(), keys, values, mask, dropout))
+        start = end
     return torch.cat(parts, dim=2)
 
 
@@ -135,6 +138,31 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Te
         weights = F.dropout(weights, dropout)
     out: Tensor = weights @ v
     return out
+
+
+class _Prefixes(torch.autograd.Function):
+    """The beginnings of rows, each up to one of the rising `ends`, contiguous.
+
+    In the backward pass each stretch of a row is summed over the beginnings that reach it, in
+    float32. What torch derives fills every gradient up with zeros to the whole row first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ends: list[int]) -> tuple[Tensor, ...]:
+        ctx.ends = ends
+        return tuple(x[:, :, :end].contiguous() for end in ends)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        stretches = []
+        start = 0
+        for i, end in enumerate(ctx.ends):
+            total = gradients[i][:, :, start:end].float()
+            for gradient in gradients[i + 1 :]:
+                total = total + gradient[:, :, start:end]
+            stretches.append(total.to(gradients[i].dtype))
+            start = end
+        return torch.cat(stretches, dim=2), None
 
 
 class _MaskedSoftmax(torch.autograd.Function):

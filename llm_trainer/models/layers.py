@@ -7,12 +7,17 @@ GPT-NeoX and Llama), GLU variants (Shazeer 2020), squared ReLU (So et al. 2021).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm_trainer.config.model import ModelConfig
+from llm_trainer.models.activations import swiglu
+
+WEIGHT_GRADIENT_PARTS = 64
+"""Parts of the rows in which a compiled norm sums the gradient of its weight."""
 
 
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
@@ -32,9 +37,46 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., width)."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        if torch.compiler.is_compiling():
+            compiled: Tensor = CompiledRMSNorm.apply(x, self.weight, self.eps)
+            return compiled
+        return rms_norm(x, self.weight, self.eps)[0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x, (..., width), normalised, in its dtype; and what it was scaled by, (..., 1), float32."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * weight).to(x.dtype), scale
+
+
+class CompiledRMSNorm(torch.autograd.Function):
+    """`rms_norm` with its gradient in closed form.
+
+    The weight's gradient is a sum over all rows. Compiled for a CPU in one go, it starts threads
+    and walks through all rows anew for every few features; so it is taken in parts of the rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x normalised; arguments as those of `rms_norm`."""
+        normed, scale = rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return normed
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of x and the weight, in their types."""
+        x, weight, scale = ctx.saved_tensors
+        width = x.shape[-1]
+        wide, gradient = x.float(), gradient.float()
+        weighted = gradient * weight
+        along = (weighted * wide).sum(-1, keepdim=True) * (scale * scale * scale / width)
+        of_x = weighted * scale - wide * along
+        terms = (gradient * (wide * scale)).reshape(-1, width)
+        parts = math.gcd(len(terms), WEIGHT_GRADIENT_PARTS)
+        of_weight = terms.view(parts, -1, width).sum(1).sum(0)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), None
 
 
 def without_values() -> bool:
@@ -60,10 +102,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     cos and sin are (time, d_head/2) or (batch, 1, time, d_head/2).
     """
-    # halves are widened and narrowed one by one: compiled, a whole row in float32 would be written
-    first, second = (half.float() for half in x.chunk(2, dim=-1))
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat([half.to(x.dtype) for half in rotated], dim=-1)
+    # both halves by one formula on whole rows: compiled, there is nothing to join afterwards
+    pairs = x.unflatten(-1, (2, -1)).float()
+    turned = pairs.flip(-2) * torch.stack((-sin, sin), dim=-2)
+    rotated: Tensor = pairs * cos.unsqueeze(-2) + turned
+    return rotated.to(x.dtype).flatten(-2)
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:
@@ -101,8 +144,7 @@ class FeedForward(nn.Module):
         hidden = self.up(x)  # (batch, time, d_ff or 2 d_ff)
         match self.activation:
             case "swiglu":
-                gate, up = hidden.chunk(2, dim=-1)
-                hidden = F.silu(gate) * up
+                hidden = swiglu(hidden)
             case "geglu":
                 gate, up = hidden.chunk(2, dim=-1)
                 hidden = F.gelu(gate) * up

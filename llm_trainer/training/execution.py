@@ -20,7 +20,13 @@ from torch import Tensor
 from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compile_problem, do_without_openssl, is_to_be_compiled
+from llm_trainer.utils.compiler import (
+    cache_custom_gradients,
+    compile_problem,
+    do_without_openssl,
+    is_to_be_compiled,
+    with_own_code,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +56,19 @@ class Execution:
         self, model: TransformerLM, *, by_block: bool = False
     ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """`model.loss_sum` under autocast, compiled if so decided; `by_block` only the blocks."""
-        loss_sum: Callable[..., Tensor] = model.loss_sum
+
+        def loss_sum(input_ids: Tensor, labels: Tensor, segments: Tensor | None) -> Tensor:
+            return model.loss_sum(input_ids, labels, segments)
+
         if self.compiled:
             do_without_openssl()
+            cache_custom_gradients()
         if self.compiled and by_block:
             for block in model.blocks:
                 # the hooks of FSDP stay outside of what is compiled
                 block.forward = torch.compile(block.forward, dynamic=False)
         elif self.compiled:
-            loss_sum = torch.compile(model.loss_sum, dynamic=False)
+            loss_sum = torch.compile(with_own_code(loss_sum), dynamic=False)
 
         def loss(input_ids: Tensor, labels: Tensor, segments: Tensor | None) -> Tensor:
             with self.autocast():

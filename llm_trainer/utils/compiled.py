@@ -10,9 +10,7 @@ same work.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compile_problem, do_without_openssl
+from llm_trainer.utils.compiler import compile_problem, do_without_openssl, with_own_code
 from llm_trainer.utils.step_linear import for_compiled_steps, own_bytes
 
 SMALLEST_CACHE = 64
@@ -32,8 +30,6 @@ WINDOW = 32
 
 MOST_GRAPHS = 64
 """Beyond as many kinds of requests torch runs further ones uncompiled, with a warning."""
-
-_NUMBERS = itertools.count()
 
 Step = Callable[[Tensor, Tensor | None, KVCache], Tensor]
 
@@ -120,7 +116,7 @@ def _compile(model: TransformerLM) -> Step:
     # Guards on hundreds of weights take a third of a step, and nobody changes the twin. What
     # they would tell apart, two models, is told apart by the code objects.
     compiled: Step = torch.compile(
-        _with_own_code(step), dynamic=False, fullgraph=True,
+        with_own_code(step), dynamic=False, fullgraph=True,
         options={
             "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
             # the graph's own look at the shapes that it computed itself, at every step
@@ -173,16 +169,6 @@ class _CompiledRunner:
         """See `Runner`."""
         for buffer in self.cache.keys + self.cache.values:
             buffer.copy_(buffer.index_select(0, rows))
-
-
-def _with_own_code(function: Step) -> Step:
-    """The function with a code object of its own, by which the compiler files its graphs."""
-    assert isinstance(function, FunctionType)
-    number = next(_NUMBERS)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{number}")
-    return FunctionType(
-        code, function.__globals__, code.co_name, function.__defaults__, function.__closure__
-    )
 
 
 def cache_length(needed: int, max_seq_len: int) -> int:

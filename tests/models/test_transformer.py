@@ -69,6 +69,24 @@ def test_ignored_labels_do_not_count(model: TransformerLM, ids: Tensor) -> None:
     torch.testing.assert_close(model(ids, labels=labels).loss, expected)
 
 
+@pytest.mark.parametrize("documents", [False, True])
+def test_what_training_compiles_is_one_graph(
+    model: TransformerLM, ids: Tensor, documents: bool
+) -> None:
+    """A step in the code that the compiler can't follow would cut it, and only cost time; and a
+    graph from the backward passes of compiled code has the gradients of eager code."""
+    torch.compiler.reset()  # one function is compiled for eight models at most
+    model.set_attention_kernel("masked")
+    segments = (torch.arange(17) > 8).long().expand(3, 17) if documents else None
+    compiled = torch.compile(model.loss_sum, dynamic=False, fullgraph=True, backend="aot_eager")
+    parameters = list(model.parameters())
+    losses = [loss(ids, ids, segments) for loss in (compiled, model.loss_sum)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(loss, parameters) for loss in losses]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_no_position_sees_a_later_one(model: TransformerLM, ids: Tensor) -> None:
     before = model(ids).logits
     changed = ids.clone()
