@@ -93,7 +93,10 @@ class StepLinear(nn.Module):
         if rows > self._most_rows or not torch.compiler.is_compiling():
             return self.layer(x)
         if rows == 1:
-            y = (x.unsqueeze(-2) * self.weight.to(x.dtype)).sum(-1)
+            # as_strided has the compiler store the row, instead of working out the norm that it
+            # comes from anew for every output
+            row = x.reshape(-1).clone().as_strided((x.shape[-1],), (1,))
+            y = (row * self.weight.to(x.dtype)).sum(-1).view(*x.shape[:-1], -1)
         else:
             y = (self.weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
         if self.scale is not None:

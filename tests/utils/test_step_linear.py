@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 from llm_trainer.exceptions import GenerationError
+from llm_trainer.models.layers import RMSNorm
 from llm_trainer.utils import half_linear
 from llm_trainer.utils.compiler import compiler_problem
 from llm_trainer.utils.half_linear import HalfLinear, halve_model
@@ -55,6 +59,48 @@ def test_compiled_layers_are_the_layers() -> None:
             slack = 0.0 if isinstance(layer, nn.Linear) else 0.03
             torch.testing.assert_close(y, layer(x), atol=1e-5 + slack, rtol=1e-5 + slack)
             assert torch.equal(step(x), layer(x)), "eager, a step is the layer itself"
+
+
+@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+def test_the_row_of_a_compiled_step_is_worked_out_once() -> None:
+    """Not within the loop over the weights, for each output; a row that is a piece of a tensor
+    stays that piece."""
+    layer = QuantizedLinear(linears()[0], "dynamic")
+    step = StepLinear(layer, *swapped(layer))
+    norm = RMSNorm(48, 1e-5)
+
+    def run(x: Tensor) -> Tensor:
+        return step(norm(x)[:, 1:])
+
+    x = torch.randn(1, 2, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), fresh_cache():  # what is found has no code to show
+        y, code = run_and_get_code(torch.compile(run, dynamic=False, fullgraph=True), x)
+        expected = layer(norm(x)[:, 1:])
+    torch.testing.assert_close(y, expected, atol=0.03, rtol=0.03)
+    loops = re.split(r"for\(int64_t x0=", "".join(code))
+    (product,) = (loop for loop in loops if "int8_t>::loadu" in loop or "in_ptr3[" in loop)
+    assert "sqrt" in "".join(code)
+    assert "sqrt" not in product
+
+
+@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+def test_a_row_may_lie_anywhere_in_a_tensor() -> None:
+    """At an offset, or with its features apart."""
+    layer = linears()[0]
+    step = StepLinear(layer, layer.weight, layer.bias, None)
+
+    def rows(x: Tensor) -> list[Tensor]:
+        apart = x.transpose(1, 2).contiguous().transpose(1, 2)
+        return [x[:, 1:], (2 * x)[:, 1:], apart[:, 1:], x.view(2, 48)[1:], x[0, 1]]
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [step(row) for row in rows(x)]
+
+    base = torch.randn(3, 2, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = torch.compile(run, dynamic=False, fullgraph=True)(base[1:2])
+        expected = [layer(row) for row in rows(base[1:2])]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def swapped(layer: QuantizedLinear) -> tuple[Tensor, Tensor | None, Tensor]:
