@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from llm_trainer.utils.compiler import compiler_problem
 from tests.api_blocks import BLOCKS
 from tests.examples.test_examples import WIKITEXT
 from tests.hub_server import HubServer
+from tests.needs import needs_compiler
 from tests.test_layers import ROOT
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(compiler_problem() is not None, reason="a block compiles the model")
+@needs_compiler
 def test_every_block_runs_in_order(tmp_path: Path) -> None:
     with HubServer({"Salesforce/wikitext": WIKITEXT}) as hub:
         done = subprocess.run(

@@ -124,8 +124,8 @@ def masked_attention(
         ends, q.split(block, dim=2), _Prefixes.apply(k, ends), _Prefixes.apply(v, ends),
         strict=True,
     ):  # fmt: skip
-        mask = causal[start:end, :end]
-        parts.append(_attend(queries.contiguous(), keys, values, mask, dropout))
+        visible = causal[start:end, :end]
+        parts.append(_attend(queries.contiguous(), keys, values, visible, dropout))
         start = end
     return torch.cat(parts, dim=2)
 

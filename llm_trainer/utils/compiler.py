@@ -1,4 +1,5 @@
-"""Whether torch.compile can work here, and whether it pays, told without importing torch."""
+"""Whether torch.compile can work here and whether it pays, told without importing torch; and how it
+is set up for whoever compiles."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm_trainer.models.activations import CompiledSwiGLU, sigmoid_ratio, swiglu
+from tests.needs import needs_compiler
 
 
 def formula(hidden: Tensor) -> Tensor:
@@ -51,6 +52,7 @@ def test_values_and_gradients_are_rounded_once(
     torch.testing.assert_close(gradient.double(), wanted, **near)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_it_differs_from_eager_by_rounding(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -63,6 +65,7 @@ def test_compiled_it_differs_from_eager_by_rounding(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*of, **near)
 
 
+@needs_compiler
 def test_float32_keeps_the_exact_sigmoid() -> None:
     """Far out the ratio stops falling."""
     hidden = torch.tensor([[-20.0, 1.0]])

@@ -15,6 +15,7 @@ from llm_trainer.models.layers import (
     rope_frequencies,
     rope_tables,
 )
+from tests.needs import needs_compiler
 
 EPS = 1e-5
 
@@ -57,6 +58,7 @@ def test_the_compiled_norm_has_the_gradients_of_the_formula(
     torch.testing.assert_close(gradients[1].double(), wanted[1], rtol=1e-4, atol=1e-4)
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_and_eager_norms_agree(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)

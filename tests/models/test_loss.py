@@ -21,6 +21,7 @@ from llm_trainer.models.loss import (
     SummedLinearCrossEntropy,
     summed_cross_entropy,
 )
+from tests.needs import needs_compiler
 
 
 def case(
@@ -104,6 +105,7 @@ def test_a_target_outside_the_vocabulary_is_refused() -> None:
         closed(torch.zeros(1, 7), torch.tensor([7]))
 
 
+@needs_compiler
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_compiled_and_eager_agree(dtype: torch.dtype | None) -> None:
     """The one takes the closed form, the other torch's kernels; with hidden states, an output
@@ -126,6 +128,7 @@ def test_compiled_and_eager_agree(dtype: torch.dtype | None) -> None:
         torch.testing.assert_close(gradient(found, of, 0.5), gradient(expected, of, 0.5), **rough)
 
 
+@needs_compiler
 def test_of_logits_alone_it_is_the_same_loss_and_gradient() -> None:
     logits, targets = case(2, 33, 130, 2.0, 0.3)
     logits.requires_grad_()
@@ -138,6 +141,7 @@ def test_of_logits_alone_it_is_the_same_loss_and_gradient() -> None:
     assert type(eager.grad_fn).__name__ == "NllLossBackward0"
 
 
+@needs_compiler
 def test_compiled_models_have_it_and_store_the_logits_in_half_precision_only() -> None:
     """The compiler decides what becomes one kernel: no exponentials of all rows are stored."""
     config = ModelConfig(vocab_size=512, d_model=32, n_heads=2, n_layers=1, max_seq_len=64)

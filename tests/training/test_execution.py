@@ -14,8 +14,10 @@ from llm_trainer.config import ModelConfig
 from llm_trainer.models import TransformerLM
 from llm_trainer.training.execution import Execution
 from llm_trainer.utils.compiler import cache_custom_gradients
+from tests.needs import needs_compiler
 
 
+@needs_compiler
 def test_models_of_one_process_do_not_use_up_each_others_compilations() -> None:
     """The compiler takes so many graphs of one function, 8 as it comes, and runs what follows
     uncompiled: a ninth model that is trained in one notebook would be."""
@@ -37,6 +39,7 @@ def test_models_of_one_process_do_not_use_up_each_others_compilations() -> None:
     assert not counters["aot_autograd"]["autograd_cache_bypass"]
 
 
+@needs_compiler
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_what_is_cached_hangs_on_the_backward_pass(factor: float) -> None:
     """Of one that was changed nothing old is found; see `cache_custom_gradients`."""

@@ -27,7 +27,7 @@ from llm_trainer.tokenizer import BPETokenizer
 from llm_trainer.training import Trainer
 from llm_trainer.training.checkpoint import list_checkpoints, read_checkpoint
 from llm_trainer.training.tracking import read_metrics
-from llm_trainer.utils.compiler import compiler_problem
+from tests.needs import needs_compiler
 
 TEXTS = [f"def add_{n}(left, right):\n    return left + right + {n}\n" for n in range(60)]
 
@@ -377,7 +377,7 @@ def test_the_log_is_the_history(tmp_path: Path, tokenizer: BPETokenizer, rows: A
     assert logged == {n: sum(losses[n - 2 : n]) / 2 for n in (2, 4, 6)}
 
 
-@pytest.mark.skipif(compiler_problem() is not None, reason=str(compiler_problem()))
+@needs_compiler
 def test_a_compiled_run_is_resumed_bitwise_and_close_to_eager(
     tmp_path: Path, tokenizer: BPETokenizer, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

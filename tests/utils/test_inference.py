@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
@@ -20,14 +19,11 @@ from llm_trainer.utils.compiled import CompiledStep, StepCache, cache_length
 from llm_trainer.utils.generation import TextGenerator
 from llm_trainer.utils.inference import InferenceEngine
 from llm_trainer.utils.quantization import QuantizedLinear, model_bytes, quantize_model
+from tests.needs import needs_compiler
 from tests.utils.tiny_text_model import tiny_text_model, tiny_tokenizer
 
 PROMPTS = ["def add", "", "你好 and"]
 GREEDY = {"max_new_tokens": 25, "temperature": 0}
-
-needs_compiler = pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler here"
-)
 
 
 @pytest.fixture

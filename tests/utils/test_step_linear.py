@@ -12,7 +12,6 @@ from torch._inductor.utils import fresh_cache, run_and_get_code
 from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.layers import RMSNorm
 from llm_trainer.utils import half_linear
-from llm_trainer.utils.compiler import compiler_problem
 from llm_trainer.utils.half_linear import HalfLinear, halve_model
 from llm_trainer.utils.inference import InferenceEngine
 from llm_trainer.utils.packed_layers import PackedOperator
@@ -24,6 +23,7 @@ from llm_trainer.utils.quantization import (
 )
 from llm_trainer.utils.step_linear import FEW_ROWS, StepLinear, for_compiled_steps, own_bytes
 from llm_trainer.utils.twin import twin_with
+from tests.needs import needs_compiler
 from tests.utils.tiny_text_model import tiny_text_model, tiny_tokenizer
 
 PACKS = torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -34,7 +34,7 @@ def linears() -> list[nn.Linear]:
     return [nn.Linear(48, 24, bias=bias) for bias in (True, False)]
 
 
-@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_layers_are_the_layers() -> None:
     layers = [kind(layer) for layer in linears() for kind in (
@@ -61,7 +61,7 @@ def test_compiled_layers_are_the_layers() -> None:
             assert torch.equal(step(x), layer(x)), "eager, a step is the layer itself"
 
 
-@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+@needs_compiler
 def test_the_row_of_a_compiled_step_is_worked_out_once() -> None:
     """Not within the loop over the weights, for each output; a row that is a piece of a tensor
     stays that piece."""
@@ -83,7 +83,7 @@ def test_the_row_of_a_compiled_step_is_worked_out_once() -> None:
     assert "sqrt" not in product
 
 
-@pytest.mark.skipif(compiler_problem() is not None, reason="no C++ compiler")
+@needs_compiler
 def test_a_row_may_lie_anywhere_in_a_tensor() -> None:
     """At an offset, or with its features apart."""
     layer = linears()[0]
