@@ -136,7 +136,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float) -> Te
     weights: Tensor = _MaskedSoftmax.apply(q @ k.transpose(-2, -1), mask, q.shape[-1] ** -0.5)
     if dropout:
         weights = F.dropout(weights, dropout)
-    out: Tensor = weights @ v
+    out: Tensor = _WeightedSum.apply(weights, v)
     return out
 
 
@@ -163,6 +163,25 @@ class _Prefixes(torch.autograd.Function):
             stretches.append(total.to(gradients[i].dtype))
             start = end
         return torch.cat(stretches, dim=2), None
+
+
+class _WeightedSum(torch.autograd.Function):
+    """weights @ values.
+
+    The gradient of the values is made as its transpose: on a CPU a product with turned weights, as
+    torch derives it, takes 1.4 times as long, and the sum over beginnings turns it back anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, values: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, values)
+        return weights @ values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weights, values = ctx.saved_tensors
+        of_values = (gradient.transpose(-2, -1) @ weights).transpose(-2, -1)
+        return gradient @ values.transpose(-2, -1), of_values
 
 
 class _MaskedSoftmax(torch.autograd.Function):

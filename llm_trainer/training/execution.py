@@ -21,6 +21,7 @@ from llm_trainer.config.training import TrainingConfig
 from llm_trainer.exceptions import ConfigurationError
 from llm_trainer.models.transformer import TransformerLM
 from llm_trainer.utils.compiler import (
+    GRAPH_OPTIONS,
     cache_custom_gradients,
     compile_problem,
     do_without_openssl,
@@ -66,9 +67,9 @@ class Execution:
         if self.compiled and by_block:
             for block in model.blocks:
                 # the hooks of FSDP stay outside of what is compiled
-                block.forward = torch.compile(block.forward, dynamic=False)
+                block.forward = torch.compile(block.forward, dynamic=False, options=GRAPH_OPTIONS)
         elif self.compiled:
-            loss_sum = torch.compile(with_own_code(loss_sum), dynamic=False)
+            loss_sum = torch.compile(with_own_code(loss_sum), dynamic=False, options=GRAPH_OPTIONS)
 
         def loss(input_ids: Tensor, labels: Tensor, segments: Tensor | None) -> Tensor:
             with self.autocast():

@@ -19,7 +19,12 @@ from llm_trainer.exceptions import GenerationError
 from llm_trainer.models.cache import KVCache
 from llm_trainer.models.runner import Runner, last_logits
 from llm_trainer.models.transformer import TransformerLM
-from llm_trainer.utils.compiler import compile_problem, do_without_openssl, with_own_code
+from llm_trainer.utils.compiler import (
+    GRAPH_OPTIONS,
+    compile_problem,
+    do_without_openssl,
+    with_own_code,
+)
 from llm_trainer.utils.step_linear import for_compiled_steps, own_bytes
 
 SMALLEST_CACHE = 64
@@ -117,12 +122,8 @@ def _compile(model: TransformerLM) -> Step:
     # they would tell apart, two models, is told apart by the code objects.
     compiled: Step = torch.compile(
         with_own_code(step), dynamic=False, fullgraph=True,
-        options={
-            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
-            # the graph's own look at the shapes that it computed itself, at every step
-            "size_asserts": False,
-            "alignment_asserts": False,
-        },
+        options=GRAPH_OPTIONS
+        | {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe},
     )  # fmt: skip
     return compiled
 
