@@ -22,6 +22,7 @@ LARGEST_KEPT = 2**30
 """Bytes of the largest block that is kept; a larger one is rare, and worth giving back."""
 LARGEST_FREE_END = 2**31 - 1
 """Bytes that may lie free at the end of the heap: the most that mallopt can be told."""
+
 HUGE_PAGE = 2**21
 """Bytes of a huge page, on x86-64 and mostly elsewhere."""
 RESERVED = (2**30 - 2**20, 2**29)
@@ -81,9 +82,9 @@ def _ask_for_huge_pages() -> None:
     """Have what the heap grows by next in huge pages; it is asked for once.
 
     Addresses alone are reserved, and memory is taken when it is first written, as ever. A request
-    that the system refuses changes nothing.
+    that the system refuses changes nothing, and a machine with little memory is not asked.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not hasattr(mmap, "MADV_HUGEPAGE"):  # on Linux alone
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if memory < 4 * sum(RESERVED):

@@ -26,6 +26,7 @@ GRAPH_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
 }
 """Of all that is compiled: without the graph's own look, at every step, at shapes that it computed
 itself."""
+
 _NUMBERS = itertools.count()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
