@@ -4,7 +4,7 @@ or given back at once where that costs too much.
 glibc gives large blocks back to the system when they are freed, and asks for them anew: the pages
 are then mapped and zeroed again at every step, which took a tenth of a training step. Price: the
 process keeps its high-water mark until it ends. What the heap still grows by is in huge pages where
-the system has them: fewer addresses to translate, and neighbours that do not meet in the cache.
+the system has them.
 """
 
 from __future__ import annotations
